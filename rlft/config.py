@@ -1,0 +1,286 @@
+"""The run file: TOML in, one validated `RunConfig` out. Unknown keys name the nearest valid one."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rlft.errors import ConfigError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(Section):
+    """Where tasks come from."""
+
+    source: str = ""  # JSONL / Parquet file, Hub name, or "module:function"
+    split: str = "train"  # for Hub names
+    prompt: str = "prompt"  # field with the prompt: text, or a list of messages
+    answer: str = "answer"  # field with the answer; "" for none
+    id: str = ""  # field with a unique id; "" numbers the rows
+    system: str = ""  # system message put before every prompt
+    limit: int | None = Field(None, ge=1)  # use at most this many rows
+    shuffle: bool = True  # seeded, anew every epoch
+    options: dict[str, Any] = {}  # keyword arguments of a "module:function" source
+
+
+class RewardPoolConfig(Section):
+    """The processes that grade."""
+
+    num_workers: int = Field(1, ge=1)  # Ray actors
+    processes: int = Field(1, ge=1)  # killable grading processes of each
+    timeout_s: float = Field(10.0, gt=0)  # limit of one trajectory's (or group's) grading
+    max_failed: float = Field(0.1, ge=0, le=1)  # share of a step that may fail before the run stops
+
+
+class SamplingConfig(Section):
+    """How completions are drawn."""
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0 = all
+    min_p: float = Field(0.0, ge=0, le=1)
+    stop: list[str] = []
+    max_tokens: int = Field(1024, ge=1)  # sampled tokens of one turn
+
+
+class RolloutConfig(SamplingConfig):
+    """vLLM rollout workers."""
+
+    num_workers: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    cpus: float = Field(1, gt=0)  # per worker
+    gpus: float = Field(0, ge=0)  # per worker
+    tasks_per_step: int = Field(32, ge=1)
+    group_size: int = Field(8, ge=1)  # trajectories per task
+    max_turns: int = Field(1, ge=1)
+    max_staleness: int = Field(0, ge=0)  # policy versions a trajectory may lag; 0 = on-policy
+    drop_no_signal: bool = False  # drop groups with equal rewards and refill (DAPO dynamic sampling)
+    max_refills: int = Field(4, ge=1)  # rounds of refilling before the step goes on with fewer groups
+    max_model_len: int = Field(4096, ge=2)  # prompt and completion together
+    max_num_seqs: int = Field(256, ge=1)  # sequences decoded at once
+    memory: float = Field(0.9, gt=0)  # share of GPU memory; on CPU, GiB of KV cache
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
+    seed: int | None = None  # engine seed; None: the run's
+    timeout_s: float = Field(1800.0, gt=0)  # longest wait for a step's rollouts
+
+
+class LearnerConfig(Section):
+    """DeepSpeed learner ranks."""
+
+    num_ranks: int = Field(1, ge=1)
+    cpus: float = Field(1, gt=0)  # per rank
+    gpus: float = Field(0, ge=0)  # per rank
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload_optimizer: bool = False
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    lr: float = Field(1e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    min_lr_ratio: float = Field(0.0, ge=0, le=1)  # final over peak learning rate
+    weight_decay: float = Field(0.0, ge=0)
+    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
+    grad_clip: float = Field(1.0, gt=0)
+    num_minibatches: int = Field(1, ge=1)  # optimizer steps per pass over a step's batch
+    num_epochs: int = Field(1, ge=1)  # passes over a step's batch
+    max_tokens_per_micro_batch: int = Field(16384, ge=1)  # padded tokens of one forward pass
+    logprob_chunk: int = Field(4096, ge=1)  # tokens projected on the vocabulary at once
+    gradient_checkpointing: bool = False
+    lora_rank: int = Field(0, ge=0)  # 0 = full fine-tuning
+    lora_alpha: float = Field(16.0, gt=0)
+    lora_targets: list[str] = ["all-linear"]
+    max_non_finite: int = Field(3, ge=1)  # skipped steps in a row before the run stops
+    timeout_s: float = Field(1800.0, gt=0)  # longest wait for a step's update
+
+
+class EvalConfig(SamplingConfig):
+    """Held-out evaluation. Without `data.source` there is none."""
+
+    data: DataConfig = DataConfig(shuffle=False)
+    every: int = Field(0, ge=0)  # steps; 0 = only before and after
+    samples: int = Field(4, ge=1)  # per task
+    pass_k: list[int] = [1]
+    greedy: bool = False  # one more pass at temperature 0
+    metric: str = ""  # reward part to report; "" = the whole reward
+    threshold: float = 1.0  # value from which a sample counts as a pass
+
+
+class TrackingConfig(Section):
+    """What a run leaves."""
+
+    save_every: int = Field(0, ge=0)  # steps between checkpoints; 0 = only the last
+    rollouts_every: int = Field(1, ge=0)  # steps between stored rollouts; 0 = none
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "rlft"
+
+
+class RunConfig(Section):
+    """One run."""
+
+    model: str  # folder or Hub name
+    steps: int = Field(100, ge=1)
+    seed: int = 0
+    run_dir: str = ""  # "" = runs/<name of the run file>
+    chat_template: str = ""  # file with a Jinja template; "" = the model's own
+    data: DataConfig = DataConfig()
+    env: dict[str, Any] = {"name": "single_turn"}
+    reward: dict[str, Any] = {}
+    reward_pool: RewardPoolConfig = RewardPoolConfig()
+    algorithm: dict[str, Any] = {"name": "grpo"}
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def to_toml(self) -> str:
+        """The resolved run file, defaults included."""
+        return tomli_w.dumps(self.model_dump(exclude_none=True))
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file and apply overrides such as "rollout.group_size=16".
+
+    Args:
+        path: a TOML file, or the name of a recipe that ships with rlft.
+        overrides: "dotted.key=value"; the value is TOML, or else taken as a string.
+
+    Raises:
+        ConfigError: missing file, unknown key (with the nearest valid one), wrong type or
+            range, or an option that does not apply.
+    """
+    file = _find(path)
+    try:
+        table = tomllib.loads(file.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(table, override)
+    table.setdefault("run_dir", f"runs/{file.stem}")
+    return validate(table)
+
+
+def validate(table: Mapping[str, Any]) -> RunConfig:
+    """Build a RunConfig from plain tables. Raises ConfigError."""
+    try:
+        config = RunConfig.model_validate(dict(table))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+    _check_options_apply(config)
+    return config
+
+
+def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | str], where: str) -> Callable[..., Any]:
+    """The callable that a table names, with the table's other keys bound as keywords.
+
+    `name` is a short built-in name or "module:attribute", so a user's own reward, env or
+    algorithm needs no registration. `builtin` may map to "module:attribute" too (loaded when used).
+
+    Raises:
+        ConfigError: unknown name, failed import, or a key that the callable does not take.
+    """
+    kwargs = dict(table)
+    name = kwargs.pop("name", None)
+    target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
+    if target is None:
+        raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
+    fn = import_object(target) if isinstance(target, str) else target
+    parameters = inspect.signature(fn).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in kwargs:
+            if key not in parameters:
+                raise ConfigError(f"{where}.{name}: unknown option {key!r}{nearest(key, parameters)}")
+    return functools.partial(fn, **kwargs) if kwargs else fn
+
+
+def import_object(path: str) -> Any:
+    """Import "module:attribute"; the current folder counts as importable. Raises ConfigError."""
+    module, _, attribute = path.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"cannot import {path!r}: {error}") from error
+
+
+def nearest(key: str, valid: Iterable[str]) -> str:
+    """What to write instead of `key`, as the end of an error message."""
+    near = difflib.get_close_matches(key, list(valid), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
+
+
+def _find(path: str | Path) -> Path:
+    recipe = RECIPES / f"{path}.toml"
+    for file in (Path(path), recipe):
+        if file.is_file():
+            return file
+    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+    raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep:
+        raise ConfigError(f"--set {override!r}: expected key=value, such as rollout.group_size=16")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, leaf = key.strip().split(".")
+    node = table
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a table")
+    node[leaf] = value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        *parents, leaf = error["loc"]
+        section: type[BaseModel] = RunConfig
+        for parent in parents:
+            section = section.model_fields[parent].annotation  # type: ignore[assignment]
+        return f"{where}: unknown key{nearest(leaf, section.model_fields)}"
+    if error["type"] == "missing":
+        return f"{where}: missing; every run file must set it"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _check_options_apply(config: RunConfig) -> None:
+    """An option that cannot have an effect is an error, never a silent no-op."""
+    rollout, learner, data = config.rollout, config.learner, config.data
+    rules = [
+        (learner, ("lora_alpha", "lora_targets"), learner.lora_rank > 0, "needs lora_rank > 0"),
+        (learner, ("min_lr_ratio",), learner.schedule != "constant", "needs schedule = 'linear' or 'cosine'"),
+        (learner, ("offload_optimizer",), learner.zero_stage in (1, 2, 3) or not learner.offload_optimizer, "needs zero_stage 1, 2 or 3"),
+        (rollout, ("top_p", "top_k", "min_p"), rollout.temperature > 0, "has no effect at temperature 0"),
+        (rollout, ("max_refills",), rollout.drop_no_signal, "needs drop_no_signal = true"),
+        (config.tracking, ("wandb_project",), config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
+        (config.eval, ("every", "samples", "greedy", "pass_k"), bool(config.eval.data.source), "needs eval.data.source"),
+        (data, ("options",), ":" in data.source or not data.options, "applies to a 'module:function' source only"),
+    ]
+    names = {id(getattr(config, name)): name for name in RunConfig.model_fields}
+    for section, keys, applies, reason in rules:
+        for key in keys:
+            if not applies and getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
+                raise ConfigError(f"{names[id(section)]}.{key} {reason}")
+    if max(config.eval.pass_k) > config.eval.samples:
+        raise ConfigError(f"eval.pass_k {max(config.eval.pass_k)} needs at least as many eval.samples, got {config.eval.samples}")
+    if rollout.max_tokens >= rollout.max_model_len:
+        raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {rollout.max_model_len}")
