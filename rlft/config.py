@@ -33,7 +33,7 @@ class DataConfig(Section):
     answer: str = "answer"  # field with the answer; "" for none
     id: str = ""  # field with a unique id; "" numbers the rows
     system: str = ""  # system message put before every prompt
-    limit: int | None = Field(None, ge=1)  # use at most this many rows
+    limit: int | None = Field(default=None, ge=1)  # use at most this many rows
     shuffle: bool = True  # seeded, anew every epoch
     options: dict[str, Any] = {}  # keyword arguments of a "module:function" source
 
@@ -41,78 +41,78 @@ class DataConfig(Section):
 class RewardPoolConfig(Section):
     """The processes that grade."""
 
-    num_workers: int = Field(1, ge=1)  # Ray actors
-    processes: int = Field(1, ge=1)  # killable grading processes of each
-    timeout_s: float = Field(10.0, gt=0)  # limit of one trajectory's (or group's) grading
-    max_failed: float = Field(0.1, ge=0, le=1)  # share of a step that may fail before the run stops
+    num_workers: int = Field(default=1, ge=1)  # Ray actors
+    processes: int = Field(default=1, ge=1)  # killable grading processes of each
+    timeout_s: float = Field(default=10.0, gt=0)  # limit of one trajectory's (or group's) grading
+    max_failed: float = Field(default=0.1, ge=0, le=1)  # share of a step that may fail before the run stops
 
 
 class SamplingConfig(Section):
     """How completions are drawn."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)  # 0 = all
-    min_p: float = Field(0.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)  # 0 = all
+    min_p: float = Field(default=0.0, ge=0, le=1)
     stop: list[str] = []
-    max_tokens: int = Field(1024, ge=1)  # sampled tokens of one turn
+    max_tokens: int = Field(default=1024, ge=1)  # sampled tokens of one turn
 
 
 class RolloutConfig(SamplingConfig):
     """vLLM rollout workers."""
 
-    num_workers: int = Field(1, ge=1)
-    tensor_parallel_size: int = Field(1, ge=1)
-    cpus: float = Field(1, gt=0)  # per worker
-    gpus: float = Field(0, ge=0)  # per worker
-    tasks_per_step: int = Field(32, ge=1)
-    group_size: int = Field(8, ge=1)  # trajectories per task
-    max_turns: int = Field(1, ge=1)
-    max_staleness: int = Field(0, ge=0)  # policy versions a trajectory may lag; 0 = on-policy
+    num_workers: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)  # per worker
+    gpus: float = Field(default=0, ge=0)  # per worker
+    tasks_per_step: int = Field(default=32, ge=1)
+    group_size: int = Field(default=8, ge=1)  # trajectories per task
+    max_turns: int = Field(default=1, ge=1)
+    max_staleness: int = Field(default=0, ge=0)  # policy versions a trajectory may lag; 0 = on-policy
     drop_no_signal: bool = False  # drop groups with equal rewards and refill (DAPO dynamic sampling)
-    max_refills: int = Field(4, ge=1)  # rounds of refilling before the step goes on with fewer groups
-    max_model_len: int = Field(4096, ge=2)  # prompt and completion together
-    max_num_seqs: int = Field(256, ge=1)  # sequences decoded at once
-    memory: float = Field(0.9, gt=0)  # share of GPU memory; on CPU, GiB of KV cache
+    max_refills: int = Field(default=4, ge=1)  # rounds of refilling before the step goes on with fewer groups
+    max_model_len: int = Field(default=4096, ge=2)  # prompt and completion together
+    max_num_seqs: int = Field(default=256, ge=1)  # sequences decoded at once
+    memory: float = Field(default=0.9, gt=0)  # share of GPU memory; on CPU, GiB of KV cache
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     seed: int | None = None  # engine seed; None: the run's
-    timeout_s: float = Field(1800.0, gt=0)  # longest wait for a step's rollouts
+    timeout_s: float = Field(default=1800.0, gt=0)  # longest wait for a step's rollouts
 
 
 class LearnerConfig(Section):
     """DeepSpeed learner ranks."""
 
-    num_ranks: int = Field(1, ge=1)
-    cpus: float = Field(1, gt=0)  # per rank
-    gpus: float = Field(0, ge=0)  # per rank
+    num_ranks: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, gt=0)  # per rank
+    gpus: float = Field(default=0, ge=0)  # per rank
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload_optimizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(default=1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)  # final over peak learning rate
-    weight_decay: float = Field(0.0, ge=0)
-    betas: list[float] = Field([0.9, 0.999], min_length=2, max_length=2)
-    grad_clip: float = Field(1.0, gt=0)
-    num_minibatches: int = Field(1, ge=1)  # optimizer steps per pass over a step's batch
-    num_epochs: int = Field(1, ge=1)  # passes over a step's batch
-    max_tokens_per_micro_batch: int = Field(16384, ge=1)  # padded tokens of one forward pass
-    logprob_chunk: int = Field(4096, ge=1)  # tokens projected on the vocabulary at once
+    warmup_steps: int = Field(default=0, ge=0)
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # final over peak learning rate
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: list[float] = Field(default=[0.9, 0.999], min_length=2, max_length=2)
+    grad_clip: float = Field(default=1.0, gt=0)
+    num_minibatches: int = Field(default=1, ge=1)  # optimizer steps per pass over a step's batch
+    num_epochs: int = Field(default=1, ge=1)  # passes over a step's batch
+    max_tokens_per_micro_batch: int = Field(default=16384, ge=1)  # padded tokens of one forward pass
+    logprob_chunk: int = Field(default=4096, ge=1)  # tokens projected on the vocabulary at once
     gradient_checkpointing: bool = False
-    lora_rank: int = Field(0, ge=0)  # 0 = full fine-tuning
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_rank: int = Field(default=0, ge=0)  # 0 = full fine-tuning
+    lora_alpha: float = Field(default=16.0, gt=0)
     lora_targets: list[str] = ["all-linear"]
-    max_non_finite: int = Field(3, ge=1)  # skipped steps in a row before the run stops
-    timeout_s: float = Field(1800.0, gt=0)  # longest wait for a step's update
+    max_non_finite: int = Field(default=3, ge=1)  # skipped steps in a row before the run stops
+    timeout_s: float = Field(default=1800.0, gt=0)  # longest wait for a step's update
 
 
 class EvalConfig(SamplingConfig):
     """Held-out evaluation. Without `data.source` there is none."""
 
     data: DataConfig = DataConfig(shuffle=False)
-    every: int = Field(0, ge=0)  # steps; 0 = only before and after
-    samples: int = Field(4, ge=1)  # per task
+    every: int = Field(default=0, ge=0)  # steps; 0 = only before and after
+    samples: int = Field(default=4, ge=1)  # per task
     pass_k: list[int] = [1]
     greedy: bool = False  # one more pass at temperature 0
     metric: str = ""  # reward part to report; "" = the whole reward
@@ -122,8 +122,8 @@ class EvalConfig(SamplingConfig):
 class TrackingConfig(Section):
     """What a run leaves."""
 
-    save_every: int = Field(0, ge=0)  # steps between checkpoints; 0 = only the last
-    rollouts_every: int = Field(1, ge=0)  # steps between stored rollouts; 0 = none
+    save_every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = only the last
+    rollouts_every: int = Field(default=1, ge=0)  # steps between stored rollouts; 0 = none
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "rlft"
 
@@ -132,7 +132,7 @@ class RunConfig(Section):
     """One run."""
 
     model: str  # folder or Hub name
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     seed: int = 0
     run_dir: str = ""  # "" = runs/<name of the run file>
     chat_template: str = ""  # file with a Jinja template; "" = the model's own
