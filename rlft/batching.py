@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rlft.types import Batch, Source, Trajectory
+from rlft.types import Batch, Source, Trajectory, Turn
 
 PAD_MULTIPLE = 8
 
@@ -37,10 +37,13 @@ class Row:
 
 def to_rows(trajectory: Trajectory) -> list[Row]:
     """Flatten turns into rows (the prefix rule): one row while each context extends the
-    last, a new row wherever history was rewritten. The trajectory's reward lies on its
-    last sampled token; turn rewards on the last token of their turn."""
+    last, a new row wherever history was rewritten. A turn's reward lies on its last sampled
+    token, and so does the trajectory's on the last turn's. A turn that sampled nothing leaves
+    its reward on the last token sampled before it in the row, or else on the row's last token.
+    Raises ValueError when a turn's streams are not aligned."""
     open_rows: list[_OpenRow] = []
     for k, turn in enumerate(trajectory.turns):
+        _check_aligned(turn, f"{trajectory.group_id}/{trajectory.index}, turn {k}")
         context = list(turn.prompt_ids)
         done = len(open_rows[-1].token_ids) if open_rows else 0
         if not open_rows or context[:done] != open_rows[-1].token_ids:
@@ -52,6 +55,15 @@ def to_rows(trajectory: Trajectory) -> list[Row]:
         open_rows[-1].add_completion(turn.completion.token_ids, turn.sources[len(context) :], turn.completion.logprobs, k, reward)
     version = min((turn.completion.policy_version for turn in trajectory.turns), default=0)
     return [row.close(trajectory, version) for row in open_rows]
+
+
+def _check_aligned(turn: Turn, where: str) -> None:
+    prompt, sampled = len(turn.prompt_ids), len(turn.completion.token_ids)
+    sources, logprobs = len(turn.sources), len(turn.completion.logprobs)
+    if sources != prompt + sampled:
+        raise ValueError(f"{where}: {prompt} + {sampled} tokens need {prompt + sampled} sources, got {sources}")
+    if logprobs != sampled:
+        raise ValueError(f"{where}: {sampled} sampled tokens need {sampled} logprobs, got {logprobs}")
 
 
 class _OpenRow:
@@ -69,11 +81,16 @@ class _OpenRow:
 
     def add_completion(self, ids: Sequence[int], sources: Sequence[int], logprobs: Sequence[float], turn: int, reward: float) -> None:
         # Hints stand inside a completion without having been sampled.
-        turn_ids = [turn if source == Source.POLICY else -1 for source in sources]
-        rewards = [0.0] * (len(ids) - 1) + [reward] if ids else []
-        self._extend(ids, sources, turn_ids, rewards, logprobs)
+        sampled = [source == Source.POLICY for source in sources]
+        turn_ids = [turn if yes else -1 for yes in sampled]
+        logprobs = [x if yes else 0.0 for x, yes in zip(logprobs, sampled, strict=True)]
+        self._extend(ids, sources, turn_ids, [0.0] * len(ids), logprobs)
+        last_sampled = max((t for t, k in enumerate(self.turn_ids) if k >= 0), default=-1)
+        self.rewards[last_sampled] += reward
 
-    def _extend(self, ids: Sequence[int], sources: Sequence[int], turn_ids: list[int], rewards: list[float], logprobs: Sequence[float]) -> None:
+    def _extend(
+        self, ids: Sequence[int], sources: Sequence[int], turn_ids: list[int], rewards: list[float], logprobs: Sequence[float]
+    ) -> None:
         self.token_ids += ids
         self.sources += sources
         self.turn_ids += turn_ids
@@ -109,13 +126,10 @@ def demonstration_row(prompt_ids: Sequence[int], target_ids: Sequence[int], grou
     )
 
 
-TRAINED = (Source.POLICY, Source.DEMONSTRATION)
-
-
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     """Pad rows to a common length. Trajectories and groups are numbered in order of
-    appearance; a token is trained when the policy sampled it or a demonstration holds it,
-    so padding is never recognised by its id."""
+    appearance. A token is trained when it belongs to a turn: neither padding, recognised by
+    its id, nor the policy's earlier words, repeated in a rewritten context, are mistaken."""
     trajectories: dict[tuple[str, int], int] = {}
     groups: dict[str, int] = {}
     traj_ids = [trajectories.setdefault((row.group_id, row.traj_id), len(trajectories)) for row in rows]
@@ -129,15 +143,15 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
             out[i, : len(array)] = torch.from_numpy(np.array(array))
         return out
 
-    sources = pad([row.sources for row in rows], Source.PADDING, torch.int64)
-    trained = torch.isin(sources, torch.tensor(TRAINED))
+    turn_ids = pad([row.turn_ids for row in rows], -1, torch.int64)
+    trained = turn_ids >= 0
     trained[:, 0] = False  # nothing predicts the first token
     return Batch(
         token_ids=pad([row.token_ids for row in rows], pad_id, torch.int64),
         attention_mask=torch.arange(T) < lengths[:, None],
         loss_mask=trained,
-        sources=sources,
-        turn_ids=pad([row.turn_ids for row in rows], -1, torch.int64),
+        sources=pad([row.sources for row in rows], Source.PADDING, torch.int64),
+        turn_ids=turn_ids,
         rewards=pad([row.rewards for row in rows], 0.0, torch.float32),
         rollout_logprobs=pad([row.logprobs for row in rows], 0.0, torch.float32),
         traj_ids=torch.tensor(traj_ids),
