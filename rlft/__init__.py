@@ -1,1 +1,24 @@
-"""rlft: reinforcement-learning fine-tuning for language models on Ray, vLLM and DeepSpeed."""
+"""rlft: reinforcement-learning fine-tuning for language models on Ray, vLLM and DeepSpeed.
+
+`rlft.load` reads a run file; `rlft.train`, `rlft.sft` and `rlft.evaluate` run it. Importing
+rlft loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from rlft.config import load
+from rlft.types import Completion, Group, Message, Task, Trajectory, Turn
+
+if TYPE_CHECKING:
+    from rlft.runs import evaluate, sft, train
+
+__all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "evaluate", "load", "sft", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("evaluate", "sft", "train"):
+        return getattr(import_module("rlft.runs"), name)
+    raise AttributeError(f"module 'rlft' has no attribute {name!r}")

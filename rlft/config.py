@@ -65,7 +65,6 @@ class RolloutConfig(SamplingConfig):
     tensor_parallel_size: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, gt=0)  # per worker
     gpus: float = Field(default=0, ge=0)  # per worker
-    tasks_per_step: int = Field(default=32, ge=1)
     group_size: int = Field(default=8, ge=1)  # trajectories per task
     max_turns: int = Field(default=1, ge=1)
     max_staleness: int = Field(default=0, ge=0)  # policy versions a trajectory may lag; 0 = on-policy
@@ -133,6 +132,7 @@ class RunConfig(Section):
 
     model: str  # folder or Hub name
     steps: int = Field(default=100, ge=1)
+    tasks_per_step: int = Field(default=32, ge=1)  # tasks rolled out (or demonstrations learned) in a step
     seed: int = 0
     run_dir: str = ""  # "" = runs/<name of the run file>
     chat_template: str = ""  # file with a Jinja template; "" = the model's own
@@ -223,13 +223,18 @@ def nearest(key: str, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
 
 
+def local_file(path: str | Path) -> Path | None:
+    """The run file that `path` names on this machine; None when it names a recipe."""
+    return Path(path) if Path(path).is_file() else None
+
+
 def _find(path: str | Path) -> Path:
     recipe = RECIPES / f"{path}.toml"
-    for file in (Path(path), recipe):
-        if file.is_file():
-            return file
-    names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-    raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")
+    file = local_file(path) or (recipe if recipe.is_file() else None)
+    if file is None:
+        names = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")
+    return file
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -1,0 +1,3 @@
+"""Environments: messages in, messages out; no tokens, no ray, no torch."""
+
+BUILTIN = {"single_turn": "rlft.envs.single_turn:SingleTurn"}

@@ -1,0 +1,73 @@
+"""The driver's view of the learner ranks: update, publish, save. It hands on references, never tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft.actors.deadline import within
+from rlft.actors.weight_transfer import Transfer
+from rlft.algorithms.base import Algorithm
+from rlft.batching import assign
+from rlft.types import GroupRef
+
+Probe = Sequence[Sequence[int]]
+
+
+class Learner:
+    """All learner ranks as one.
+
+    Args:
+        ranks: actor handles of LearnerRank, rank 0 first.
+        timeout_s: longest wait for an update, a publish or a save.
+        transfer: vLLM's weight-transfer backend; None publishes through memory.
+    """
+
+    def __init__(self, ranks: Sequence[Any], timeout_s: float, transfer: Transfer | None = None) -> None:
+        self.ranks, self.timeout_s, self.transfer = ranks, timeout_s, transfer
+        self._connected = False
+
+    async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm) -> dict[str, float]:
+        """One training step on whole groups, balanced over the ranks by tokens.
+
+        Returns metrics over all ranks; times are those of the slowest rank.
+        """
+        shares = assign([group.num_tokens for group in groups], len(self.ranks))
+        calls = [
+            rank.update.remote(algorithm, *(groups[i].rows for i in share)) for rank, share in zip(self.ranks, shares, strict=True)
+        ]
+        return dict(max(await self._all(calls, "learner (update)"), key=_busy))
+
+    async def publish(self, workers: Sequence[Any], version: int, probe: Probe) -> tuple[list[list[float]], list[list[list[float]]]]:
+        """Bring the weights to every rollout worker.
+
+        Returns the probe's log-probabilities under the learner's weights and under each worker's.
+        """
+        if self.transfer is None:
+            exports = await self._all([rank.export_weights.remote(probe) for rank in self.ranks], "learner (export)")
+            buckets, ours = exports[0]
+            loads = [worker.load_weights.remote(version, probe, *buckets) for worker in workers]
+        else:
+            await self._connect(workers)
+            await self._all([rank.send_weights.remote() for rank in self.ranks], "learner (weight transfer)")
+            ours = (await self._all([rank.probe_logprobs.remote(probe) for rank in self.ranks], "learner (probe)"))[0]
+            loads = [worker.weights_transferred.remote(version, probe) for worker in workers]
+        return ours, await self._all(loads, "rollout workers (loading weights)")
+
+    async def save(self, folder: Path) -> None:
+        """Write a checkpoint in Hugging Face format."""
+        await self._all([rank.save.remote(str(folder)) for rank in self.ranks], "learner (save)")
+
+    async def _connect(self, workers: Sequence[Any]) -> None:
+        if not self._connected:
+            address = (await self._all([self.ranks[0].free_address.remote()], "learner"))[0]
+            await self._all([r.connect.remote(self.transfer, workers, address) for r in self.ranks], "learner (connecting weight transfer)")
+            self._connected = True
+
+    async def _all(self, calls: Sequence[Any], what: str) -> list[Any]:
+        return await within(calls, self.timeout_s, what)
+
+
+def _busy(metrics: Mapping[str, float]) -> float:
+    return sum(value for name, value in metrics.items() if name.startswith("time/"))

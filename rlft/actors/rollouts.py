@@ -1,0 +1,144 @@
+"""The driver's view of the rollout workers: collect graded groups, publish weights, evaluate.
+
+The driver holds ids, lengths, rewards and references, never tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlft.actors.deadline import within
+from rlft.actors.rollout_worker import Collected, Sampled
+from rlft.config import RunConfig, SamplingConfig
+from rlft.errors import PublishError
+from rlft.types import Group, Task
+
+if TYPE_CHECKING:
+    from rlft.actors.learner import Learner
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of probe log-probabilities: largest in float32, mean in bfloat16
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed token sequences whose log-probabilities engine and learner must agree on."""
+
+    token_ids: Sequence[Sequence[int]]
+    dtype: str  # "float32" or "bfloat16", the coarser of the two sides
+
+    def compare(self, engine: Sequence[Sequence[float]], learner: Sequence[Sequence[float]], who: str, version: int) -> float:
+        """Difference in nats: the largest in float32, the mean in bfloat16, where rounding dominates.
+
+        Raises:
+            PublishError: it is beyond the tolerance, or not a number.
+        """
+        gaps = [abs(a - b) for x, y in zip(engine, learner, strict=True) for a, b in zip(x, y, strict=True)]
+        gap = max(gaps) if self.dtype == "float32" else sum(gaps) / len(gaps)
+        if not gap <= TOLERANCE[self.dtype]:
+            raise PublishError(
+                f"{who} does not hold the weights of version {version}: log-probabilities of the probe differ by {gap:.2g} nats "
+                f"(at most {TOLERANCE[self.dtype]:g}); training on would learn from another policy's samples"
+            )
+        return gap
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A reward worker as a rollout worker sees it."""
+
+    worker: Any
+    timeout_s: float
+
+    async def __call__(self, groups: list[Group]) -> list[Group]:
+        return (await within([self.worker.grade.remote(groups)], self.timeout_s, "reward worker"))[0]
+
+
+class Rollouts:
+    """All rollout workers as one.
+
+    Args:
+        workers: actor handles of RolloutWorker.
+        probe: what a publish is verified on.
+    """
+
+    def __init__(self, workers: Sequence[Any], config: RunConfig, probe: Probe) -> None:
+        self.workers, self.config, self.probe = workers, config.rollout, probe
+        self.tasks_per_step = config.tasks_per_step
+        self._numbers = itertools.count()
+        self._step = 0
+        self._ahead: deque[asyncio.Task[Collected]] = deque()
+
+    async def collect(self, tasks: Iterator[Task]) -> Collected:
+        """Graded groups of one step, at most `max_staleness` versions old.
+
+        With a staleness above 0 the next steps' rollouts run while the learner updates.
+        """
+        while len(self._ahead) <= self.config.max_staleness:
+            self._step += 1
+            self._ahead.append(asyncio.create_task(self._collect_step(tasks, self._step)))
+        return await self._ahead.popleft()
+
+    async def warm_up(self) -> None:
+        """Wait until every engine is up and has run once."""
+        await within([w.warm_up.remote() for w in self.workers], self.config.timeout_s, "rollout workers (start)")
+
+    async def evaluate(self, tasks: Sequence[Task], sampling: SamplingConfig, samples: int, label: str) -> list[Sampled]:
+        """`samples` graded trajectories of every task; `label` seeds the sampling."""
+        named = [(f"{label}/{task.id}", task) for task in tasks]
+        shares = self._share(named)
+        calls = [w.evaluate.remote(share, sampling, samples) for w, share in zip(self.workers, shares, strict=True) if share]
+        return [sampled for part in await within(calls, self.config.timeout_s, "rollout workers (evaluation)") for sampled in part]
+
+    async def load_weights(self, learner: Learner, version: int) -> dict[str, float]:
+        """Publish the learner's weights as `version` to every engine, and verify it.
+
+        Returns the largest difference of the probe's log-probabilities, in nats.
+        """
+        ours, theirs = await learner.publish(self.workers, version, self.probe.token_ids)
+        gaps = [self.probe.compare(engine, ours, f"rollout worker {i}", version) for i, engine in enumerate(theirs)]
+        return {"publish/max_diff": max(gaps)}
+
+    async def close(self) -> None:
+        """Drop rollouts in flight and wait for stored ones to reach the disk."""
+        for pending in self._ahead:
+            pending.cancel()
+        await within([w.flush.remote() for w in self.workers], self.config.timeout_s, "rollout workers (storing)")
+
+    async def _collect_step(self, tasks: Iterator[Task], step: int) -> Collected:
+        wanted = self.tasks_per_step
+        collected = await self._collect_once(list(itertools.islice(tasks, wanted)), step)
+        if not self.config.drop_no_signal:
+            return collected
+        kept = [group for group in collected.groups if group.has_signal]
+        seconds = dict(collected.seconds)
+        dropped = len(collected.groups) - len(kept)
+        for _ in range(self.config.max_refills):
+            if len(kept) >= wanted:
+                break
+            more = await self._collect_once(list(itertools.islice(tasks, wanted - len(kept))), step)
+            fresh = [group for group in more.groups if group.has_signal]
+            dropped += len(more.groups) - len(fresh)
+            kept += fresh
+            seconds = {name: seconds[name] + more.seconds[name] for name in seconds}
+        return Collected(tuple(kept), seconds, dropped)
+
+    async def _collect_once(self, tasks: Sequence[Task], step: int) -> Collected:
+        named = [(f"{next(self._numbers)}/{task.id}", task) for task in tasks]
+        shares = self._share(named)
+        calls = [w.collect.remote(share, step) for w, share in zip(self.workers, shares, strict=True) if share]
+        parts: list[Collected] = await within(calls, self.config.timeout_s, "rollout workers")
+        return Collected(tuple(group for part in parts for group in part.groups), slowest([part.seconds for part in parts]))
+
+    def _share(self, items: Sequence[Any]) -> list[list[Any]]:
+        return [list(items[i :: len(self.workers)]) for i in range(len(self.workers))]
+
+
+def slowest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Where the time of the slowest of several parallel workers went."""
+    return dict(max(seconds, key=lambda s: sum(s.values())))
+

@@ -1,0 +1,203 @@
+"""Run file -> actors -> loop: the only place that wires."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlft import algorithms, envs
+from rlft.actors.learner import Learner
+from rlft.actors.learner_rank import LearnerRank
+from rlft.actors.reward import RewardWorker
+from rlft.actors.rollout_worker import RolloutWorker
+from rlft.actors.rollouts import Grading, Probe, Rollouts
+from rlft.actors.weight_transfer import Transfer, choose_transfer
+from rlft.algorithms.base import Algorithm
+from rlft.config import RunConfig, bind
+from rlft.envs.base import EnvFn
+from rlft.errors import ConfigError
+from rlft.rollout.renderer import Renderer
+
+PROBE_SHAPE = (4, 32)  # sequences, tokens
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The actors of a run."""
+
+    rollouts: Rollouts | None
+    learner: Learner | None
+
+
+def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
+    """The environment that the run file names, or the one handed in."""
+    return env or bind(config.env, envs.BUILTIN, "env")
+
+
+def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
+    """The algorithm that the run file names, or the one handed in."""
+    made = algorithm or bind(config.algorithm, algorithms.BUILTIN, "algorithm")()
+    if not isinstance(made, Algorithm):
+        raise ConfigError(f"algorithm {config.algorithm.get('name')!r}: expected it to return an Algorithm, got {type(made).__name__}")
+    return made
+
+
+@contextmanager
+def ray_session(config: RunConfig, address: str | None, learner: bool = True, rollouts: bool = True) -> Iterator[None]:
+    """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine and stop it at the end.
+
+    A Ray of our own counts as many CPUs as the roles ask for: the phases of a step take
+    turns, so roles may share cores.
+    """
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": "RLFT_ACTOR_LOGS" in os.environ, "logging_level": "ERROR"}
+    if address:
+        ray.init(address=address, **options)
+    else:
+        pool, learners = config.reward_pool.num_workers, config.learner.num_ranks * config.learner.cpus
+        cpus = (config.rollout.num_workers * config.rollout.cpus + pool) * rollouts + learners * learner
+        ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """CPUs and GPUs of one actor, and the placement group bundle it takes them from."""
+
+    cpus: float
+    gpus: float
+    group: Any = None
+    bundle: int = 0
+
+
+def spawn(cls: type, slot: Slot, *args: Any, **kwargs: Any) -> Any:
+    """Start a plain class as a Ray actor whose threads follow from its CPUs."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    threads = str(max(1, int(slot.cpus)))
+    paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env_vars = {
+        "OMP_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve every other process
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+    strategy = PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.bundle) if slot.group else "DEFAULT"
+    options = {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": strategy, "runtime_env": {"env_vars": env_vars}}
+    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+
+def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None) -> Learner:
+    """Start the learner ranks, as one gang: all are placed, or none."""
+    import ray
+    from ray.util.placement_group import placement_group
+
+    learner = config.learner
+    if group is None:
+        group = placement_group([{"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {})}] * learner.num_ranks)
+    slots = [Slot(learner.cpus, learner.gpus, group, i) for i in range(learner.num_ranks)]
+    address = ray.get(_on(slots[0], _free_address), timeout=learner.timeout_s)
+    ranks = [
+        spawn(
+            LearnerRank,
+            slot,
+            learner,
+            config.model,
+            rank=i,
+            world_size=learner.num_ranks,
+            master_addr=address[0],
+            master_port=address[1],
+            steps=config.steps,
+            seed=config.seed,
+            temperature=config.rollout.temperature,
+            reference="ref_logprobs" in algorithm.needs,
+            dump_dir=str(dump_dir),
+        )
+        for i, slot in enumerate(slots)
+    ]
+    return Learner(ranks, learner.timeout_s, transfer)
+
+
+def start_rollouts(
+    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, folder: Path, transfer: Transfer | None, group: Any = None
+) -> Rollouts:
+    """Start the reward workers and the rollout workers that use them."""
+    import ray
+
+    pool, rollout = config.reward_pool, config.rollout
+    rewards = [spawn(RewardWorker, Slot(1, 0), grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
+    graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
+    cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
+    workers = [
+        spawn(RolloutWorker, Slot(cpus, gpus, group, i), config, make_env, graders, ray.put, folder, i, transfer)
+        for i in range(rollout.num_workers)
+    ]
+    return Rollouts(workers, config, make_probe(config, renderer))
+
+
+def make_probe(config: RunConfig, renderer: Renderer) -> Probe:
+    """Seeded random tokens: sequences no run has fitted, so stale weights show."""
+    rng = random.Random(config.seed)
+    sequences, length = PROBE_SHAPE
+    vocabulary = len(renderer.tokenizer)
+    width = min(length, config.rollout.max_model_len - 1)
+    ids = [[rng.randrange(vocabulary) for _ in range(width)] for _ in range(sequences)]
+    bf16 = "bfloat16" in {dtype_of(config.rollout.dtype, config.rollout.gpus), dtype_of(config.learner.dtype, config.learner.gpus)}
+    return Probe(ids, "bfloat16" if bf16 else "float32")
+
+
+def dtype_of(dtype: str, gpus: float) -> str:
+    """What "auto" stands for: bfloat16 on GPU, float32 on CPU."""
+    return dtype if dtype != "auto" else ("bfloat16" if gpus else "float32")
+
+
+def shared_bundles(config: RunConfig, transfer: Transfer | None) -> Any:
+    """With CUDA IPC, engine i and learner rank i share the GPU of bundle i; else None."""
+    from ray.util.placement_group import placement_group
+
+    if transfer != "ipc":
+        return None
+    if config.rollout.num_workers != config.learner.num_ranks or config.rollout.tensor_parallel_size > 1:
+        raise ConfigError("sharing GPUs (fractions of one) needs rollout.num_workers == learner.num_ranks and tensor_parallel_size 1")
+    bundle = {"CPU": config.rollout.cpus + config.learner.cpus, "GPU": 1}
+    return placement_group([bundle] * config.learner.num_ranks)
+
+
+def start(config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, algorithm: Algorithm, folder: Path) -> tuple[Rollouts, Learner]:
+    """Every actor of an RL run. They come up side by side; the first call to each waits for it."""
+    transfer = choose_transfer(config)
+    group = shared_bundles(config, transfer)
+    rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, group)
+    return rollouts, start_learner(config, algorithm, transfer, folder, group)
+
+
+def _on(slot: Slot, fn: Callable[[], Any]) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy = PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.bundle)
+    return ray.remote(fn).options(num_cpus=0, scheduling_strategy=strategy).remote()
+
+
+def _free_address() -> tuple[str, int]:
+    """Address of this node and a port that is free on it."""
+    import socket
+
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -1,0 +1,75 @@
+"""The loop. Read this first."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rlft.algorithms.base import Algorithm
+from rlft.errors import RewardError
+from rlft.metrics import Stopwatch, rollout_metrics
+from rlft.types import GroupRef, Task
+
+if TYPE_CHECKING:
+    from rlft.actors.learner import Learner
+    from rlft.actors.rollouts import Rollouts
+    from rlft.tracking import Tracker
+
+AfterStep = Callable[[int], Awaitable[None]]
+
+
+async def train(
+    tasks: Iterator[Task],
+    rollouts: Rollouts,
+    learner: Learner,
+    algorithm: Algorithm,
+    tracker: Tracker,
+    steps: int,
+    max_failed: float,
+    after_step: AfterStep,
+) -> None:
+    """One step: roll out and grade, update, publish weights. The same loop drives Ray actors and fakes."""
+    published = await rollouts.load_weights(learner, version=0)
+    for step in range(1, steps + 1):
+        watch = Stopwatch()
+        with watch.span("rollout"):
+            collected = await rollouts.collect(tasks)
+        check_failures(collected.groups, max_failed)
+        with watch.span("update"):
+            learned = await learner.update([g for g in collected.groups if g.num_tokens], algorithm)
+        with watch.span("publish"):
+            published |= await rollouts.load_weights(learner, version=step)
+        rolled_out = rollout_metrics(collected.groups, version=step - 1) | {"rollout/dropped": collected.num_dropped}
+        tracker.log(step, {**rolled_out, **learned, **published, **watch.metrics()})
+        await after_step(step)
+
+
+async def learn(
+    batches: Iterator[Sequence[GroupRef]], learner: Learner, algorithm: Algorithm, tracker: Tracker, steps: int, after_step: AfterStep
+) -> None:
+    """Supervised steps: the same learner on rows that need no rollout."""
+    for step in range(1, steps + 1):
+        watch = Stopwatch()
+        with watch.span("data"):
+            groups = next(batches)
+        with watch.span("update"):
+            learned = await learner.update(groups, algorithm)
+        tracker.log(step, {**learned, **watch.metrics()})
+        await after_step(step)
+
+
+def check_failures(groups: Sequence[GroupRef], max_failed: float) -> None:
+    """Stop a run in which too many trajectories could not be graded.
+
+    Raises:
+        RewardError: more than the share `max_failed` failed, or all did, with the first three causes.
+    """
+    trajectories = [t for group in groups for t in group.trajectories]
+    failed = [t for t in trajectories if t.status == "failed"]
+    if failed and (len(failed) > max_failed * len(trajectories) or len(failed) == len(trajectories)):
+        causes = list(dict.fromkeys(t.error for t in failed))[:3]
+        listed = "".join(f"\n  - {cause}" for cause in causes)
+        raise RewardError(
+            f"{len(failed)} of {len(trajectories)} trajectories of a step could not be graded "
+            f"(reward_pool.max_failed = {max_failed:g}); the first causes:{listed}"
+        )
