@@ -248,8 +248,8 @@ def _backward(algorithm: Algorithm, weighed: Batch, logprobs: Tensor) -> tuple[f
     per_token, _ = algorithm.loss(logprobs, weighed)
     assert weighed.loss_weights is not None
     total = weighted_sum(per_token, weighed.loss_weights)
-    (gradient,) = torch.autograd.grad(total, logprobs, allow_unused=True)
-    assert gradient is not None, "loss: does not depend on logprobs"
+    assert total.requires_grad, "loss: does not depend on logprobs"
+    (gradient,) = torch.autograd.grad(total, logprobs)
     return float(total.detach()), gradient
 
 

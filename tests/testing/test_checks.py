@@ -1,0 +1,205 @@
+"""The contract check catches algorithms that break a law, and names the law."""
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlft.algorithms.advantages import group_centered, group_normalized, outcome, outcomes
+from rlft.algorithms.base import Algorithm
+from rlft.algorithms.grpo import grpo
+from rlft.algorithms.masking import masked
+from rlft.testing import checks
+from rlft.testing.checks import check_algorithm, example_batch, on_ranks
+
+
+def plain_loss(logprobs, batch):
+    return -batch.advantages * masked(logprobs, batch.loss_mask), {}
+
+
+GOOD = Algorithm("good", outcome(group_centered), plain_loss)
+
+
+def with_loss(loss, needs=()):
+    return replace(GOOD, loss=loss, needs=frozenset(needs))
+
+
+def with_advantages(fn):
+    return replace(GOOD, advantages=fn)
+
+
+def in_place(batch, reduce):
+    batch.rewards.mul_(2)
+    return GOOD.advantages(batch, reduce)
+
+
+def uncentered_noise(totals, group_ids):
+    """The textbook formula in float32, std floored: rounding errors become advantages of +-1."""
+    means, stds = (torch.stack([f(totals[group_ids == group]) for group in group_ids]) for f in (torch.mean, lambda x: x.std(correction=0)))
+    return (totals - means) / stds.clamp(min=1e-12)
+
+
+def by_position(batch, reduce):
+    """Groups inferred from a reshape: consecutive rows in fours."""
+    totals = batch.rewards.sum(-1)
+    centered = group_centered(totals, torch.arange(len(totals)) // 4)
+    return replace(batch, advantages=masked(centered[:, None], batch.loss_mask))
+
+
+def per_row(batch, reduce):
+    """Each row its own trajectory."""
+    centered = group_centered(batch.rewards.sum(-1), batch.group_ids)
+    return replace(batch, advantages=masked(centered[:, None], batch.loss_mask))
+
+
+def whitened_locally(batch, reduce):
+    filled = GOOD.advantages(batch, reduce)
+    return replace(filled, advantages=filled.advantages / (1 + filled.advantages.abs().sum() / filled.loss_mask.sum()))
+
+
+def whitened(batch, reduce):
+    filled = GOOD.advantages(batch, reduce)
+    total = reduce(torch.stack([filled.advantages.abs().sum(), filled.loss_mask.sum()]))
+    return replace(filled, advantages=filled.advantages / (1 + total[0] / total[1]))
+
+
+def reduces_sometimes(batch, reduce):
+    if len(batch.group_ids.unique()) > 1:
+        reduce(torch.zeros(()))
+    return GOOD.advantages(batch, reduce)
+
+
+def on_the_last_column(logprobs, batch):
+    """Counts tokens from the padded end."""
+    t = torch.arange(logprobs.shape[1])
+    return plain_loss(logprobs, batch)[0] * (logprobs.shape[1] - t), {}
+
+
+def of_first_row(logprobs, batch):
+    """Reads the first row as if it were special."""
+    return plain_loss(logprobs, batch)[0] * (1 + batch.rewards[0].sum().abs()), {}
+
+
+BROKEN = {
+    "no advantages": (with_advantages(lambda batch, reduce: replace(batch, advantages=None)), "needs: "),
+    "advantages never filled": (
+        replace(GOOD, advantages=lambda batch, reduce: batch, loss=lambda lp, b: (-masked(lp, b.loss_mask), {})),
+        "advantages: must fill",
+    ),
+    "undeclared need": (with_loss(lambda lp, b: (-(lp - b.old_logprobs), {})), "needs: .*"),
+    "advantages everywhere": (
+        with_advantages(lambda b, reduce: replace(b, advantages=torch.ones_like(b.rewards))),
+        "advantages: must be 0 off the loss mask",
+    ),
+    "infinite advantages": (with_advantages(outcome(lambda totals, groups: totals / 0)), "advantages: must be finite"),
+    "widened mask": (with_advantages(lambda b, r: GOOD.advantages(replace(b, loss_mask=b.attention_mask), r)), "mask: .*widen"),
+    "changed in place": (with_advantages(in_place), "pure: .*rewards in place"),
+    "other tokens": (with_advantages(lambda b, r: replace(GOOD.advantages(b, r), token_ids=b.token_ids + 1)), "pure: .*token_ids"),
+    "no baseline": (with_advantages(outcome(lambda totals, groups: totals)), "baseline: equal rewards"),
+    "noise as signal": (with_advantages(outcome(uncentered_noise)), "baseline: equal rewards"),
+    "scaled by the reward": (
+        with_advantages(outcome(lambda totals, groups: group_centered(totals, groups) * totals)),
+        "baseline: a constant",
+    ),
+    "one row, one trajectory": (with_advantages(per_row), "baseline: equal rewards"),
+    "groups by position": (with_advantages(by_position), "baseline: equal rewards"),
+    "local statistics": (with_advantages(whitened_locally), "ranks: "),
+    "a scalar": (with_loss(lambda lp, b: ((-b.advantages * lp).mean(), {})), "loss: one number per token"),
+    "not finite": (with_loss(lambda lp, b: (-b.advantages * masked(lp, b.loss_mask) * torch.inf, {})), "loss: must be finite"),
+    "attached metric": (with_loss(lambda lp, b: (plain_loss(lp, b)[0], {"x": lp})), "metrics: x must be detached"),
+    "metric of a row": (with_loss(lambda lp, b: (plain_loss(lp, b)[0], {"x": b.rewards.sum(-1)})), "metrics: one number per token, x"),
+    "mean over the micro-batch": (with_loss(lambda lp, b: (plain_loss(lp, b)[0] / b.loss_mask.sum(), {})), "split: "),
+    "centred in the loss": (with_loss(lambda lp, b: (-(b.advantages - b.advantages.mean()) * masked(lp, b.loss_mask), {})), "split: "),
+    "masked too late": (
+        with_loss(lambda lp, b: (-masked((lp - b.old_logprobs).exp() * b.advantages, b.loss_mask), {}), {"old_logprobs"}),
+        "mask: NaN",
+    ),
+    "neighbouring token": (with_loss(lambda lp, b: (-b.advantages * lp.roll(1, -1), {})), "mask: tokens off the loss mask"),
+    "position from the end": (with_loss(on_the_last_column), "padding: "),
+    "detached": (with_loss(lambda lp, b: (-b.advantages * lp.detach(), {})), "loss: does not depend"),
+    "first row": (with_loss(of_first_row), "split: "),
+}
+
+
+def test_a_good_algorithm_passes():
+    check_algorithm(GOOD)
+    check_algorithm(with_advantages(whitened))
+    check_algorithm(with_advantages(outcome(lambda totals, groups: totals)), baseline=False)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_algorithm_is_caught_with_the_law_it_breaks(name):
+    algorithm, message = BROKEN[name]
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        check_algorithm(algorithm)
+
+
+def test_a_trajectory_that_loses_its_reward_when_cut_into_rows_is_caught():
+    def last_row_only(batch, reduce):
+        """What writing instead of adding does: only a trajectory's last row counts."""
+        later = torch.triu(batch.traj_ids[:, None] == batch.traj_ids, diagonal=1).any(-1)
+        return GOOD.advantages(replace(batch, rewards=torch.where(later[:, None], 0.0, batch.rewards)), reduce)
+
+    with pytest.raises(AssertionError, match="^rows: "):
+        check_algorithm(with_advantages(last_row_only))
+
+
+def test_advantages_that_depend_on_the_order_of_rows_are_caught():
+    def first_counts_double(batch, reduce):
+        totals, groups = outcomes(batch)
+        centered = group_centered(totals, groups)
+        rank = (groups[:, None] == groups).float().tril(-1).sum(-1)  # place within its group
+        per_row = (centered * (1 + rank))[torch.unique(batch.traj_ids, return_inverse=True)[1]]
+        factor = torch.arange(len(per_row)) - torch.arange(len(per_row)).float().mean()
+        return replace(batch, advantages=masked((per_row * (1 + factor.sign() * 0.1))[:, None], batch.loss_mask))
+
+    with pytest.raises(AssertionError, match="^(order|ranks|rows): "):
+        check_algorithm(with_advantages(first_counts_double))
+
+
+def test_ranks_that_reduce_unequally_are_caught_without_waiting_for_the_deadline(monkeypatch):
+    with pytest.raises(AssertionError, match="^ranks: every rank must call"):
+        check_algorithm(with_advantages(reduces_sometimes))
+    monkeypatch.setattr(checks, "RANK_DEADLINE_S", 1.0)
+    late = threading.Event()
+
+    def second_leaves_first(share, reduce):
+        if share == 0:
+            late.wait()
+            return reduce(torch.zeros(()))
+        late.set()
+
+    with pytest.raises(AssertionError, match="^ranks: every rank must call"):
+        on_ranks(second_leaves_first, [0, 1])
+
+
+def test_on_ranks_sums_over_ranks_and_passes_errors_on():
+    got = on_ranks(lambda share, reduce: (float(reduce(torch.tensor(share))), float(reduce(torch.tensor(1.0)))), [1.0, 2.0, 4.0])
+    assert got == [(7.0, 3.0)] * 3
+
+    def fails_on_one(share, reduce):
+        if share == 1:
+            raise KeyError("broken rank")
+        return reduce(torch.zeros(()))
+
+    with pytest.raises(KeyError, match="broken rank"):
+        on_ranks(fails_on_one, [0, 1])
+
+
+def test_the_example_has_what_the_laws_are_about():
+    batch = example_batch()
+    rows, counts = torch.unique(batch.traj_ids, return_counts=True)
+    assert counts.max() == 2, "a trajectory in two rows"
+    assert torch.unique(batch.group_ids, return_counts=True)[1].tolist() == [5, 4, 1], "uneven groups and a lone member"
+    assert batch.truncated.any() and not batch.truncated.all()
+    assert (~batch.attention_mask).any() and (batch.attention_mask & ~batch.loss_mask)[:, 2:].any(), "padding, and words of the environment"
+    assert batch.loss_mask.any(-1).all() and not batch.loss_mask[:, 0].any() and not (batch.loss_mask & ~batch.attention_mask).any()
+    again, other = example_batch(), example_batch(seed=1)
+    assert torch.equal(again.token_ids, batch.token_ids) and not torch.equal(other.token_ids, batch.token_ids)
+
+
+def test_a_builtin_with_one_line_wrong_is_caught():
+    for estimator in (lambda t, g: group_normalized(t + 1e-3 * g, g) + g * 1e-3, lambda t, g: group_normalized(t, torch.zeros_like(g))):
+        with pytest.raises(AssertionError, match="^baseline: "):
+            check_algorithm(replace(grpo(), advantages=outcome(estimator)))
