@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from setuptools import find_packages
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {device: (ROOT / "requirements" / f"{device}.lock").read_text() for device in ("cpu", "gpu")}
+
+OWNERS = packages_distributions()  # imported name -> installed distributions
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -29,6 +34,16 @@ def unsatisfied(requirements: list[str], lock: str) -> list[str]:
     pinned = pins(lock)
     parsed = [Requirement(text) for text in requirements]
     return [str(item) for item in parsed if not item.specifier.contains(pinned.get(canonicalize_name(item.name), "0"), prereleases=True)]
+
+
+def undeclared(source: str, requirements: list[str]) -> set[str]:
+    """Imported packages whose distribution is not among the requirements."""
+    declared = {canonicalize_name(Requirement(text).name) for text in requirements}
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {"rlft"}
+    return {top for top in tops if not declared & {canonicalize_name(owner) for owner in OWNERS.get(top, [])}}
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -48,6 +63,16 @@ def test_a_lock_with_a_host_a_path_or_a_version_out_of_range_is_caught():
         with pytest.raises(AssertionError, match="not an exact pin"):
             pins(line)
     assert unsatisfied(["numpy>=2,<3", "torch==2.13.0", "ray>=2"], "numpy==1.26.4\ntorch==2.13.0+cpu\n") == ["numpy<3,>=2", "ray>=2"]
+
+
+def test_what_the_package_imports_is_declared():
+    requirements = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["cpu"]]
+    missing = {path.name: undeclared(path.read_text(), requirements) for path in (ROOT / "rlft").rglob("*.py")}
+    assert {name: tops for name, tops in missing.items() if tops} == {}
+
+
+def test_an_import_without_a_declared_distribution_is_caught():
+    assert undeclared("import json, numpy\nfrom yaml import safe_load", ["numpy>=2"]) == {"yaml"}
 
 
 def test_only_rlft_is_packaged_and_every_folder_of_it():
