@@ -1,0 +1,303 @@
+"""Tasks from files, a Hub data set or a Python function, and the endless seeded stream a run draws from."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import inspect
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlft.config import DataConfig, bind
+from rlft.errors import ConfigError, DataError
+from rlft.types import Message, Task
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+SHOWN = 5  # bad rows quoted in a message
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot become a task."""
+
+    source: str  # file, Hub name or function
+    row: int  # counted from 1; the line number in a JSONL file
+    field: str  # "" when the row as a whole is broken
+    reason: str
+
+    def __str__(self) -> str:
+        place = f"{self.source}, row {self.row}"
+        return f"{place}, field {self.field!r}: {self.reason}" if self.field else f"{place}: {self.reason}"
+
+
+class LoadedTasks(NamedTuple):
+    """What a source holds: its usable tasks in order, and the rows left out."""
+
+    tasks: tuple[Task, ...]
+    bad_rows: tuple[BadRow, ...]
+
+
+class _Row(NamedTuple):
+    source: str
+    row: int
+    value: Any  # what the source holds there, or the BadRow it turned out to be
+
+
+def load_tasks(config: DataConfig) -> LoadedTasks:
+    """Read the tasks that `config` names. A broken row is left out, never fatal by itself.
+
+    A row's id is its `config.id` field, or else its number in the source (from 1, over all files).
+    Columns that are not mapped land in `Task.meta`. Only text with lone surrogates is refused
+    wherever it stands: neither a tokenizer nor a UTF-8 file can take it.
+
+    Raises:
+        DataError: no such file, unreadable file or data set, or not one usable row.
+        ConfigError: the function cannot be imported or takes other options.
+    """
+    if not config.source:
+        raise DataError("data.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
+    tasks: dict[str, Task] = {}
+    bad_rows: list[BadRow] = []
+    columns: Counter[str] = Counter()
+    for number, (source, row, value) in enumerate(_read(config), start=1):
+        if isinstance(value, Mapping):
+            columns.update(str(name) for name in value)
+        task = _checked(value, number, config, tasks)
+        if isinstance(task, Task):
+            tasks[task.id] = task
+        else:
+            bad_rows.append(replace(task, source=source, row=row))
+        if len(tasks) == config.limit:
+            break
+    if not tasks:
+        raise DataError(_nothing_usable(config, bad_rows, columns))
+    return LoadedTasks(tuple(tasks.values()), tuple(bad_rows))
+
+
+def describe(bad_rows: Sequence[BadRow]) -> str:
+    """The first few bad rows, one a line, and how many more there are."""
+    lines = [str(bad) for bad in bad_rows[:SHOWN]]
+    return "\n".join([*lines, f"... and {len(bad_rows) - SHOWN} more"] if len(bad_rows) > SHOWN else lines)
+
+
+class TaskStream(Iterator[Task]):
+    """Tasks without end, epoch after epoch, each exactly once per epoch.
+
+    The order is a pure function of (seed, epoch), so `position` (tasks drawn so far) is all
+    that a checkpoint has to keep: a stream made with `position=p` goes on as one that drew p.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int = 0, shuffle: bool = True, position: int = 0) -> None:
+        if not tasks:
+            raise DataError("a task stream needs at least one task")
+        if position < 0:
+            raise DataError(f"position: expected 0 or more tasks drawn, got {position}")
+        self._tasks, self._seed, self._shuffle = tuple(tasks), seed, shuffle
+        self.position = position
+        self._order = self._order_of(self.epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next task, from 0."""
+        return self.position // len(self._tasks)
+
+    def __next__(self) -> Task:
+        index = self.position % len(self._tasks)
+        if index == 0:
+            self._order = self._order_of(self.epoch)
+        self.position += 1
+        return self._tasks[self._order[index]]
+
+    def take(self, number: int) -> list[Task]:
+        """The next `number` tasks. Across the end of an epoch a task may come twice."""
+        return list(islice(self, number))
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if not self._shuffle:
+            return np.arange(len(self._tasks))
+        # Raw bit-generator output is stable over NumPy versions; Generator.permutation is not promised to be (NEP 19).
+        keys = np.random.PCG64([self._seed % 2**64, epoch]).random_raw(len(self._tasks))
+        return np.argsort(keys, kind="stable")
+
+
+def _read(config: DataConfig) -> Iterator[_Row]:
+    source = config.source
+    if Path(source).suffix in SUFFIXES:
+        return chain.from_iterable(_read_file(file) for file in _files(source))
+    if Path(source).is_file():
+        raise DataError(f"data.source {source!r}: expected a file that ends in {', '.join(SUFFIXES)}")
+    return _call(config) if ":" in source else _read_hub(config)
+
+
+def _files(pattern: str) -> list[Path]:
+    files = [Path(pattern)] if Path(pattern).is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    if not files:
+        raise DataError(f"data.source {pattern!r}: no such file (looked in {Path.cwd()}); check the path")
+    return files
+
+
+def _read_file(file: Path) -> Iterator[_Row]:
+    if file.suffix == ".jsonl":
+        return _read_jsonl(file)
+    # Not through `datasets` for JSON: it turns text that looks like a date into a datetime.
+    return _read_json(file) if file.suffix == ".json" else _read_parquet(file)
+
+
+def _read_jsonl(file: Path) -> Iterator[_Row]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _Row(str(file), number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        return BadRow("", 0, "", f"not valid JSON: {error}")
+
+
+def _read_json(file: Path) -> Iterator[_Row]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {error}; for one object a line name the file .jsonl") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: expected a list of objects, got {type(rows).__name__}; for one object a line name the file .jsonl")
+    for number, value in enumerate(rows, start=1):
+        yield _Row(str(file), number, value)
+
+
+def _read_parquet(file: Path) -> Iterator[_Row]:
+    import datasets
+    import pyarrow
+
+    try:
+        rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(file))], split="train", streaming=True)
+        for number, value in enumerate(rows, start=1):
+            yield _Row(str(file), number, value)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: not a readable Parquet file: {error}") from error
+
+
+def _read_hub(config: DataConfig) -> Iterator[_Row]:
+    """`owner/name`, `owner/name/subset`, or a folder that `datasets` can load."""
+    import datasets
+
+    name, subset = config.source, None
+    if name.count("/") == 2 and not Path(name).is_dir():
+        name, _, subset = name.rpartition("/")
+    try:
+        rows = datasets.load_dataset(name, subset, split=config.split)
+    except (OSError, ValueError) as error:
+        what = f"data.source {config.source!r}, split {config.split!r}"
+        raise DataError(f"{what}: {error}; expected a file, a Hub name or 'module:function'") from error
+    for number, value in enumerate(rows, start=1):
+        yield _Row(config.source, number, value)
+
+
+def _call(config: DataConfig) -> Iterator[_Row]:
+    if "name" in config.options:
+        raise ConfigError("data.options.name: the key 'name' names the function itself; rename the parameter")
+    function = bind({**config.options, "name": config.source}, {}, "data.source")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ConfigError(f"data.source {config.source!r}: {error}; give it in data.options") from None
+    rows = function()
+    if not isinstance(rows, Iterable):
+        raise DataError(f"data.source {config.source!r}: expected an iterable of Task or of dict rows, got {type(rows).__name__}")
+    for number, value in enumerate(rows, start=1):
+        yield _Row(config.source, number, value)
+
+
+def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Task]) -> Task | BadRow:
+    task = value if isinstance(value, Task | BadRow) else _to_task(value, number, config)
+    if isinstance(task, BadRow):
+        return task
+    if not isinstance(task.id, str) or not task.id:
+        return BadRow("", 0, "id", f"expected text, got {task.id!r}")
+    problem = _prompt_problem(task.messages, config) or _surrogate_problem(task, config)
+    if problem:
+        return problem
+    if task.id in seen:
+        return BadRow("", 0, config.id or "id", f"the id {task.id!r} stands in an earlier row too")
+    if config.system:
+        return replace(task, messages=({"role": "system", "content": config.system}, *task.messages))
+    return task
+
+
+def _to_task(value: Any, number: int, config: DataConfig) -> Task | BadRow:
+    if not isinstance(value, Mapping):
+        return BadRow("", 0, "", f"expected an object with fields, got {type(value).__name__}")
+    mapped = [name for name in (config.prompt, config.answer, config.id) if name]
+    for name in mapped:
+        if value.get(name) is None:
+            return BadRow("", 0, name, "missing" if name not in value else "null")
+    prompt = value[config.prompt]
+    if not isinstance(prompt, str | Sequence):
+        return BadRow("", 0, config.prompt, f"expected text or a list of messages, got {type(prompt).__name__}")
+    task_id = value[config.id] if config.id else number
+    if isinstance(task_id, bool) or not isinstance(task_id, str | int) or task_id == "":
+        return BadRow("", 0, config.id, f"expected text or a whole number, got {task_id!r}")
+    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(_without_nulls(m) for m in prompt)
+    answer = value[config.answer] if config.answer else None
+    return Task(str(task_id), messages, answer, {str(k): v for k, v in value.items() if k not in mapped})
+
+
+def _without_nulls(message: Any) -> Message:
+    """Parquet gives every message the keys of all of them, filled with null."""
+    return {k: v for k, v in message.items() if v is not None} if isinstance(message, Mapping) else message
+
+
+def _prompt_problem(messages: Sequence[Message], config: DataConfig) -> BadRow | None:
+    if not isinstance(messages, Sequence):
+        return BadRow("", 0, config.prompt, f"expected a list of messages, got {type(messages).__name__}")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            return BadRow("", 0, config.prompt, f"message {i}: expected text in 'role' and 'content', got {message!r:.80}")
+    if config.system and any(m["role"] == "system" for m in messages):
+        return BadRow("", 0, config.prompt, "has a system message of its own; leave data.system empty")
+    if not any(m["content"].strip() for m in messages if m["role"] != "system"):
+        return BadRow("", 0, config.prompt, "empty prompt")
+    return None
+
+
+def _surrogate_problem(task: Task, config: DataConfig) -> BadRow | None:
+    fields = [(config.id or "id", task.id), (config.prompt, task.messages), (config.answer or "answer", task.answer), *task.meta.items()]
+    for name, value in fields:
+        if _has_lone_surrogate(name) or _has_lone_surrogate(value):
+            return BadRow("", 0, name, "holds a lone surrogate character, which is not valid Unicode")
+    return None
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
+    if isinstance(value, Mapping):
+        return any(_has_lone_surrogate(part) for item in value.items() for part in item)
+    return isinstance(value, list | tuple) and any(_has_lone_surrogate(part) for part in value)
+
+
+def _nothing_usable(config: DataConfig, bad_rows: Sequence[BadRow], columns: Mapping[str, int]) -> str:
+    if not bad_rows:
+        return f"data.source {config.source!r} is empty; give at least one row"
+    for key in ("prompt", "answer", "id"):
+        name = getattr(config, key)
+        if name and columns and name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            return (
+                f"data.source {config.source!r}: no row has the field {name!r} that data.{key} names"
+                + (f"; did you mean {near[0]!r}" if near else "")
+                + f"; available: {', '.join(repr(column) for column in sorted(columns))}"
+                + ('; without answers set data.answer = ""' if key == "answer" else "")
+            )
+    what = f"data.source {config.source!r}: none of its {len(bad_rows)} rows is usable"
+    return f"{what}; correct them or the field names:\n{describe(bad_rows)}"

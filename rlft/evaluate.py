@@ -1,0 +1,80 @@
+"""What an evaluation says about a policy: mean and pass@k over tasks, each with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist, fmean, stdev
+
+from rlft.errors import RewardError
+
+CONFIDENCE = 0.95
+
+
+def summarize(values: Mapping[str, Sequence[float | None]], pass_k: Sequence[int] = (1,), threshold: float = 1.0) -> dict[str, float]:
+    """Statistics of sampled values per task id; None or NaN marks a sample that could not be graded.
+
+    Failed samples are left out and counted in `num_failed`. A task that they leave with no value, or with
+    fewer than k, leaves that one estimate and is counted in `num_incomplete`.
+
+    Args:
+        values: every task's samples, e.g. their rewards.
+        pass_k: the k of each pass@k; every task must have been sampled at least that often.
+        threshold: value from which a sample passes.
+
+    Returns:
+        `mean` with `low`, `high`; for each k `pass@k` with `pass@k_low`, `pass@k_high`;
+        `num_tasks`, `num_samples` (graded ones), `num_failed`, `num_incomplete`.
+
+    Raises:
+        ValueError: a task with fewer samples than k, or k < 1.
+        RewardError: no sample, or no task with k of them, was graded.
+    """
+    for k in pass_k:
+        short = [task for task, samples in values.items() if len(samples) < k]
+        if k < 1 or short:
+            raise ValueError(f"pass@{k}: expected k >= 1 and k samples of every task; too few for {short[:3]}; sample more or lower pass_k")
+    graded = {task: [v for v in samples if v is not None and not math.isnan(v)] for task, samples in values.items()}
+    num_samples = sum(map(len, graded.values()))
+    bounded = all(0 <= v <= 1 for samples in graded.values() for v in samples)
+    summary = _estimate("mean", ("low", "high"), [fmean(samples) for samples in graded.values() if samples], bounded)
+    for k in pass_k:
+        rates = [pass_at_k(len(samples), sum(v >= threshold for v in samples), k) for samples in graded.values() if len(samples) >= k]
+        summary |= _estimate(f"pass@{k}", (f"pass@{k}_low", f"pass@{k}_high"), rates, True)
+    return summary | {
+        "num_tasks": len(values),
+        "num_samples": num_samples,
+        "num_failed": sum(map(len, values.values())) - num_samples,
+        "num_incomplete": sum(len(samples) < max([1, *pass_k]) for samples in graded.values()),
+    }
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold one of the c passing: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased for the chance that one of k fresh samples passes (arXiv:2107.03374, eq. 1). Exact integers.
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k: expected 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def interval(task_values: Sequence[float], bounded: bool = False, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Normal interval of the mean over tasks, from the standard error over tasks (arXiv:2411.00640, sec. 2).
+
+    A task's samples are one cluster and enter as one number, so drawing more of them cannot fake precision.
+    NaN for a lone task, about whose population nothing is known. It is too narrow for a dozen tasks or
+    where nearly all pass. `bounded` clips it to [0, 1].
+    """
+    if len(task_values) < 2:
+        return math.nan, math.nan
+    mean = fmean(task_values)
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(task_values) / math.sqrt(len(task_values))
+    low, high = mean - reach, mean + reach
+    return (max(0.0, low), min(1.0, high)) if bounded else (low, high)
+
+
+def _estimate(name: str, ends: tuple[str, str], task_values: Sequence[float], bounded: bool) -> dict[str, float]:
+    if not task_values:
+        raise RewardError(f"evaluation: no task has enough graded samples for {name!r}; look at the errors of the reward")
+    return {name: fmean(task_values), **dict(zip(ends, interval(task_values, bounded), strict=True))}
