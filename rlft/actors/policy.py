@@ -1,0 +1,213 @@
+"""The policy as the learner sees it: log-probabilities of given tokens, without a [B, T, V] tensor.
+
+Axes: B rows, T tokens, V vocabulary, H hidden size, S scored tokens, R adapter rank. This is the
+one file in which the next-token shift happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlft.errors import ConfigError
+
+# Models that do more to their logits than project: computing without it would be silently wrong.
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class PolicyModel(nn.Module):
+    """A causal language model that answers with log-probabilities of the tokens it was given."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__()
+        self.lm = lm
+
+    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability of each masked token given the tokens before it, and the entropy it was drawn from.
+
+        Args:
+            token_ids: [B, T] int64, right-padded: causal attention then needs no mask.
+            mask: [B, T] bool, tokens to score; entry 0 of a row has nothing before it and is never scored.
+            temperature: divides the logits.
+
+        Returns:
+            logprobs [B, T] and entropy [B, T] (detached), float32, 0 off the mask. With an empty mask
+            they are zeros that still depend on every parameter, so backward runs everywhere.
+        """
+        hidden = self.lm.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        rows, columns = mask.nonzero(as_tuple=True)
+        rows, columns = rows[columns > 0], columns[columns > 0]
+        head = self.lm.get_output_embeddings()
+        logprobs, entropy = head(hidden[rows, columns - 1], token_ids[rows, columns], temperature)
+        nothing = torch.zeros(token_ids.shape, dtype=torch.float32, device=hidden.device)
+        return nothing.index_put((rows, columns), logprobs), nothing.index_put((rows, columns), entropy)
+
+
+class VocabularyHead(nn.Module):
+    """Stands in the place of a model's output projection and shares its weight.
+
+    The whole chunked computation is this module's own forward, so that DeepSpeed gathers a
+    partitioned weight once for it and once for its backward, tied to the embedding or not.
+    """
+
+    def __init__(self, projection: nn.Linear, chunk: int) -> None:
+        super().__init__()
+        self.weight = projection.weight
+        self.bias = projection.bias
+        self.chunk = chunk
+
+    def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """hidden [S, H], targets [S] -> log-probability of each target [S], entropy [S] (detached)."""
+        return _TokenLogprobs.apply(hidden, self.weight, self.bias, targets, temperature, self.chunk)  # type: ignore[return-value]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log_softmax(hidden @ weight.T / temperature)[target] in float32, `chunk` tokens at a time.
+
+    Backward computes a chunk's logits again instead of keeping them: the peak is [chunk, V].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int) -> Any:
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        for part in _chunks(len(targets), chunk):
+            distribution = _log_softmax(hidden[part], weight, bias, temperature)
+            logprobs[part] = distribution.gather(1, targets[part, None]).squeeze(1)
+            entropy[part] = -(distribution.exp() * distribution).sum(-1)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for part in _chunks(len(targets), ctx.chunk):
+            upstream = grad[part, None] / ctx.temperature
+            grad_logits = _log_softmax(hidden[part], weight, bias, ctx.temperature).exp_().mul_(-upstream)
+            grad_logits.scatter_add_(1, targets[part, None], upstream)
+            grad_logits = grad_logits.to(hidden.dtype)
+            grad_hidden[part] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    return nn.functional.linear(hidden, weight, bias).float().div_(temperature).log_softmax(-1)
+
+
+def _chunks(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def load_policy(
+    model: str,
+    *,
+    dtype: torch.dtype,
+    logprob_chunk: int = 4096,
+    gradient_checkpointing: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: float = 16.0,
+    lora_targets: Sequence[str] = ("all-linear",),
+) -> PolicyModel:
+    """Load a causal language model from a folder or the Hub, in training mode and without dropout
+    (a policy's log-probabilities must not depend on chance).
+
+    With `lora_rank` > 0 only adapters train. Their initial values come from torch's global generator.
+
+    Raises:
+        ConfigError: no such model, or one whose logits are more than a projection.
+    """
+    config, lm = _load(model, dtype)
+    head = lm.get_output_embeddings()
+    transforms = [key for key in LOGIT_TRANSFORMS if getattr(config, key, None) not in (None, 1.0)]
+    if transforms:
+        raise ConfigError(f"model {model!r} changes its logits ({', '.join(transforms)}), which the learner does not compute: use another")
+    lm.get_input_embeddings().padding_idx = None  # it would drop the gradient of a real token with the pad id
+    if lora_rank:
+        targets = lora_targets[0] if list(lora_targets) == ["all-linear"] else list(lora_targets)
+        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+        inject_adapter_in_model(lora, lm)
+    if lm.get_output_embeddings() is not head or not isinstance(head, nn.Linear):
+        raise ConfigError(f"model {model!r}: the output head must be a plain linear layer; leave it out of learner.lora_targets")
+    lm.set_output_embeddings(VocabularyHead(head, logprob_chunk))
+    if gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return PolicyModel(lm.train())
+
+
+def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        for key, value in vars(config).items():
+            if "drop" in key and isinstance(value, float):
+                setattr(config, key, 0.0)
+        return config, AutoModelForCausalLM.from_pretrained(model, config=config, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model {model!r} cannot be loaded: {reason} Give a folder that holds config.json and *.safetensors, "
+            "or the Hub name of a causal language model that this machine can reach"
+        ) from error
+
+
+@contextmanager
+def adapters_off(policy: PolicyModel) -> Iterator[None]:
+    """Within it a policy with adapters computes as the model it started from."""
+    layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Export:
+    """One tensor of the model as Hugging Face names it, and how to read it."""
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]  # must be whole (gathered) while `read` runs
+    read: Callable[[], Tensor]
+
+
+def exports(policy: PolicyModel) -> list[Export]:
+    """Every weight once, under the base model's names: adapters merged (W + scale * B @ A), a tied head left out."""
+    found = []
+    for name, parameter in policy.lm.named_parameters():
+        if ".lora_" in name:
+            continue
+        if not name.endswith(".base_layer.weight"):
+            found.append(Export(name.replace(".base_layer", ""), (parameter,), parameter.detach))
+            continue
+        layer = policy.lm.get_submodule(name.removesuffix(".base_layer.weight"))
+        adapter = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        found.append(Export(name.replace(".base_layer", ""), (parameter, *adapter), _merged(parameter, layer)))
+    return found
+
+
+def _merged(weight: nn.Parameter, layer: Any) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        with torch.no_grad():
+            return weight + layer.get_delta_weight("default").to(weight.dtype)
+
+    return read

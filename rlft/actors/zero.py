@@ -1,0 +1,141 @@
+"""DeepSpeed behind few functions: start a process and an engine, step it exactly, read whole weights.
+
+DeepSpeed averages gradients over ranks; the learner's loss is a sum over ranks, so it is scaled by their number
+before backward. The number of micro-batches differs between steps, so DeepSpeed's own counting of them
+is off (`managed_gradient_accumulation`): every backward accumulates and `step` is the boundary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.logging import disable_progress_bar
+
+from rlft.actors.policy import PolicyModel
+from rlft.config import LearnerConfig
+
+BUCKET = 200_000_000  # elements that ZeRO reduces or gathers at once, at most
+
+
+def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:
+    """Make this process one of `world_size` DeepSpeed ranks and return its device.
+
+    Threads follow OMP_NUM_THREADS, which must be set before torch is imported to count in full.
+    """
+    cuda = torch.cuda.is_available()
+    local = rank % torch.cuda.device_count() if cuda else 0
+    rendezvous = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": local, "MASTER_ADDR": master_addr, "MASTER_PORT": master_port}
+    os.environ.update({key: str(value) for key, value in rendezvous.items()})
+    # DeepSpeed looks for ninja on the path, where an unactivated environment's is not.
+    os.environ["PATH"] = os.pathsep.join([os.path.join(sys.prefix, "bin"), os.environ.get("PATH", "")])
+    if not cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)  # DeepSpeed's calls
+    disable_progress_bar()
+    if cuda:
+        torch.cuda.set_device(local)
+    deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
+    return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def start_engine(policy: PolicyModel, config: LearnerConfig, bf16: bool) -> Any:
+    """A DeepSpeed engine with AdamW over the parameters of `policy` that train."""
+    import deepspeed
+
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    adamw = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
+    zero = _zero_section(policy, config.zero_stage)
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    settings = _settings(zero, bf16) | {
+        "optimizer": {"type": "AdamW", "params": adamw},
+        "gradient_clipping": config.grad_clip,
+        "managed_gradient_accumulation": False,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    engine = deepspeed.initialize(model=policy, model_parameters=trained, config=settings)[0]  # type: ignore[arg-type]
+    if config.zero_stage == 0:
+        engine.enable_backward_allreduce = False  # `step` reduces, to see the norm before it applies it
+    return engine
+
+
+def shard_frozen(policy: PolicyModel, config: LearnerConfig, bf16: bool) -> PolicyModel:
+    """Spread a model that never trains over the ranks under ZeRO-3; leave it as it is otherwise."""
+    import deepspeed
+
+    policy.requires_grad_(False)
+    if config.zero_stage == 3:
+        deepspeed.initialize(model=policy, config=_settings(_zero_section(policy, 3), bf16))
+    return policy
+
+
+def step(engine: Any, lr: float) -> float | None:
+    """Apply the accumulated gradients at `lr` and forget them.
+
+    Returns:
+        Norm of the whole gradient before clipping; None where it was not finite on some rank and
+        no rank changed a weight.
+    """
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    if engine.zero_optimization():
+        engine.step()  # ZeRO itself skips when the norm over all ranks is not finite
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None
+    engine.buffered_allreduce_fallback()
+    norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    if not math.isfinite(norm):
+        engine.zero_grad()
+        return None
+    engine.step()
+    return norm
+
+
+def exact_loss(loss: Tensor, world_size: int) -> Tensor:
+    """What to call backward on so that gradients are those of the sum of `loss` over ranks and micro-batches.
+
+    A loss that is not finite makes every gradient NaN, also where its own would have been finite:
+    the gradient norm then carries the news to every rank.
+    """
+    finite = loss.detach().isfinite()
+    return loss * torch.where(finite, float(world_size), math.nan)
+
+
+def whole(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within it, parameters that ZeRO-3 partitioned are whole on every rank. Collective."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    return GatheredParameters(list(parameters))
+
+
+def _settings(zero: dict[str, Any], bf16: bool) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": sys.maxsize,
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        "zero_optimization": zero,
+    }
+
+
+def _zero_section(policy: PolicyModel, stage: int) -> dict[str, Any]:
+    """Buckets no larger than the model: DeepSpeed allocates them in full at every backward."""
+    bucket = min(BUCKET, max(1, sum(p.numel() for p in policy.parameters())))
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if stage == 3:
+        hidden = policy.lm.config.hidden_size
+        zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 10 * hidden}
+    return zero

@@ -1,0 +1,247 @@
+"""The learner on real DeepSpeed: no ZeRO stage, number of ranks, micro-batch budget or offload changes the result."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from rlft.types import Source
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+PROGRAM = Path(__file__).with_name("learner_rank_program.py")
+_spec = importlib.util.spec_from_file_location("learner_rank_program", PROGRAM)
+program = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(program)
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+
+
+def _keys(engines):
+    return [f"{stage}{'-offload' if offload else ''}" for stage, offload in engines]
+
+
+CASES = [
+    (head, engine, world_size)
+    for head, engines in (("tied", program.ENGINES), ("untied", program.UNTIED_ENGINES))
+    for engine in _keys(engines)
+    for world_size in (1, 2)
+]
+every_case = pytest.mark.parametrize(("head", "engine", "world_size"), CASES)
+SAVED_REFERENCE_RUNS = [(f"{kind}{stage}", f"{kind}-probe/{stage}") for kind in ("full", "lora") for stage in (2, 3)]
+every_head = pytest.mark.parametrize("head", ["tied", "untied"])
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory):
+    """{"tied": folder, "untied": folder} of two random models that differ in their output head only."""
+    folders = {}
+    for head in ("tied", "untied"):
+        folders[head] = folder = tmp_path_factory.mktemp(head)
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128}
+        Qwen2ForCausalLM(Qwen2Config(vocab_size=96, tie_word_embeddings=head == "tied", **sizes)).save_pretrained(folder)
+        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0").save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def runs(model_folders, tmp_path_factory):
+    """{number of ranks: (results of every rank, folder)}; the one-rank and the two-rank job run side by side."""
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = []
+    for world_size in (1, 2):
+        folder, port = tmp_path_factory.mktemp(f"ranks{world_size}"), _free_port()
+        for rank in range(world_size):
+            arguments = [rank, world_size, port, model_folders["tied"], model_folders["untied"], folder]
+            command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+            log = (folder / f"rank{rank}.log").open("w")
+            started.append((world_size, rank, folder, subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)))
+    try:
+        for _, rank, folder, process in started:
+            assert process.wait(timeout=500) == 0, (folder / f"rank{rank}.log").read_text()[-4000:]
+    finally:
+        for *_, process in started:
+            process.kill()
+            process.wait()
+    results = {1: [], 2: []}
+    for world_size, rank, folder, _ in started:
+        results[world_size].append(torch.load(folder / f"rank{rank}.pt", weights_only=False))
+    return {world_size: (results[world_size], folder) for world_size, rank, folder, _ in started if rank == 0}
+
+
+def of_ranks(runs, world_size, head):
+    return [result[head] for result in runs[world_size][0]]
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def oracle_loss(lm, aggregation="sequence"):
+    """-A log p summed with each token's share, row by row, without padding: GRPO's loss gradient at ratio 1."""
+    rows = program.make_rows()
+    totals, trained = {}, {}
+    for row in rows:
+        key = (row.group_id, row.traj_id)
+        totals[key] = totals.get(key, 0.0) + float(row.rewards.astype(np.float64).sum())
+        trained[key] = trained.get(key, 0) + int((row.sources == Source.POLICY).sum())
+    loss = 0.0
+    for row in rows:
+        group = np.array([total for (group_id, _), total in totals.items() if group_id == row.group_id])
+        advantage = (totals[row.group_id, row.traj_id] - group.mean()) / (group.std() + 1e-6)
+        ids = torch.from_numpy(row.token_ids.astype(np.int64))
+        logprobs = lm(ids[None, :-1]).logits[0].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+        sampled = torch.from_numpy(row.sources[1:] == Source.POLICY)
+        share = 1 / (trained[row.group_id, row.traj_id] * len(totals)) if aggregation == "sequence" else 1 / sum(trained.values())
+        loss = loss - advantage * share * logprobs[sampled].sum()
+    return loss
+
+
+def oracle_gradient(model, aggregation="sequence"):
+    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    oracle_loss(lm, aggregation).backward()
+    return {name: p.grad for name, p in lm.named_parameters()}
+
+
+def relative_error(got, want):
+    difference = sum(float((got[name].double() - want[name]).square().sum()) for name in want)
+    return (difference / sum(float(x.square().sum()) for x in want.values())) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def gradients(model_folders):
+    return {head: oracle_gradient(folder) for head, folder in model_folders.items()}
+
+
+@every_case
+@pytest.mark.parametrize("budget", program.BUDGETS)
+def test_the_gradient_is_exact_for_every_stage_number_of_ranks_and_budget(runs, gradients, head, engine, world_size, budget):
+    norm = sum(float(x.square().sum()) for x in gradients[head].values()) ** 0.5
+    for result in of_ranks(runs, world_size, head):
+        for layout in ("uneven", "alone")[:world_size]:  # "alone": the second rank has no rows at all
+            got, metrics = result[f"gradient/{engine}/{layout}/{budget}"]
+            assert relative_error(got, gradients[head]) < 1e-5
+            assert metrics["grad/norm"] == pytest.approx(norm, rel=1e-5)
+            assert metrics["ratio/first_max_dev"] < 1e-5
+
+
+def test_another_share_of_the_loss_is_another_gradient(model_folders, gradients):
+    assert relative_error(oracle_gradient(model_folders["tied"], "token"), gradients["tied"]) > 0.05
+
+
+def test_the_budgets_make_ranks_run_empty_micro_batches(runs):
+    first, second = (result["num_micro_batches"] for result in of_ranks(runs, 2, "tied"))
+    assert first[0] > second[0] > 1 and first[1] > second[1]
+    assert first[-1] == second[-1] == 1
+
+
+@pytest.fixture(scope="module")
+def stepped(model_folders):
+    """Per head: the model and its gradient norms after three steps of plain torch."""
+    return {head: _three_steps(folder) for head, folder in model_folders.items()}
+
+
+def _three_steps(folder):
+    lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    options = program.STEP
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=options["lr"], betas=options["betas"], weight_decay=options["weight_decay"])
+    norms = []
+    for factor in (1.0, 0.75, 0.5):
+        optimizer.zero_grad()
+        oracle_loss(lm).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(lm.parameters(), options["grad_clip"])))
+        optimizer.param_groups[0]["lr"] = options["lr"] * factor
+        optimizer.step()
+    return lm, norms
+
+
+@every_case
+def test_three_clipped_steps_equal_plain_adamw(runs, stepped, head, engine, world_size):
+    lm, norms = stepped[head]
+    for result in of_ranks(runs, world_size, head):
+        weights, metrics = result[f"step/{engine}"]
+        assert list(weights) == [name for name, _ in lm.named_parameters()]
+        for name, want in lm.named_parameters():
+            if not name.endswith("k_proj.bias"):  # its gradient is exactly zero in theory, so Adam normalises rounding noise
+                torch.testing.assert_close(weights[name], want.detach(), atol=2e-4, rtol=0)
+        assert [m["grad/norm"] for m in metrics] == pytest.approx(norms, rel=1e-3)
+        assert [m["lr"] for m in metrics] == pytest.approx([1e-2, 0.75e-2, 0.5e-2])
+
+
+@every_case
+@pytest.mark.parametrize("poison", program.POISONS)
+def test_a_loss_that_is_not_finite_on_one_rank_changes_no_weight_and_leaves_no_gradient_behind(
+    runs, gradients, head, engine, world_size, poison
+):
+    for result in of_ranks(runs, world_size, head):
+        num_skipped, unchanged = result[f"skip/{engine}/{poison}"]
+        assert num_skipped == 1 and unchanged
+        assert relative_error(result[f"after_skip/{engine}/{poison}"], gradients[head]) < 1e-5
+
+
+@every_case
+def test_too_many_bad_steps_in_a_row_stop_every_rank_with_a_dump(runs, head, engine, world_size):
+    folder = runs[world_size][1] / head / f"dump{engine}"
+    for rank, result in enumerate(of_ranks(runs, world_size, head)):
+        assert "not finite in 2 optimizer steps in a row" in result[f"stop/{engine}"]
+        report = json.loads((folder / f"non_finite_rank{rank}.json").read_text())
+        mine = program.share(rank, world_size)
+        assert [row["group_id"] for row in report["rows"]] == [row.group_id for row in mine]
+        assert all((row["loss"] == "nan") == (rank == 0) for row in report["minibatch"])
+        streams = load_file(folder / f"non_finite_rank{rank}.safetensors")
+        assert streams["token_ids"].shape == streams["loss"].shape == streams["advantages"].shape
+
+
+@every_head
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(("saved", "probe"), [("saved2", "probe/2"), ("saved3", "probe/3"), *SAVED_REFERENCE_RUNS])
+def test_a_saved_folder_is_the_model_that_was_probed(runs, head, world_size, saved, probe):
+    folder = runs[world_size][1] / head
+    lm, info = AutoModelForCausalLM.from_pretrained(folder / saved, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert AutoTokenizer.from_pretrained(folder / saved).eos_token == "w1"
+    assert not list(folder.glob(".*partial"))
+    for result in of_ranks(runs, world_size, head):
+        for sequence, logprobs in zip(program.PROBE, result[probe], strict=True):
+            ids = torch.tensor(sequence)
+            want = lm(ids[None, :-1]).logits[0].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+            assert logprobs[0] == 0.0
+            assert logprobs[1:] == pytest.approx(want.tolist(), abs=2e-5)
+
+
+@every_head
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_reference_stays_the_initial_policy(runs, head, kind):
+    courses = [result[f"{kind}/{stage}"] for world_size in (1, 2) for result in of_ranks(runs, world_size, head) for stage in (2, 3)]
+    for course in courses:
+        assert course[0]["kl/ref"] == 0.0 and course[0]["ratio/first_max_dev"] < 1e-5
+        assert course[1]["kl/ref"] > 1e-3 and course[2]["kl/ref"] > course[1]["kl/ref"]
+        assert [m["kl/ref"] for m in course] == pytest.approx([m["kl/ref"] for m in courses[0]], rel=1e-3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_epochs_and_minibatches_start_on_policy_and_then_move(runs, world_size):
+    metrics = of_ranks(runs, world_size, "tied")[0]["minibatches"]
+    assert metrics["ratio/first_max_dev"] < 1e-5 and metrics["kl/old"] > 1e-4
+    trained = sum(int((row.sources == Source.POLICY).sum()) for row in program.make_rows())
+    assert metrics["learner/num_trained_tokens"] == 2 * trained
+
+
+def test_metrics_are_the_same_on_every_rank(runs):
+    first, second = (result["gradient/2/uneven/96"][1] for result in of_ranks(runs, 2, "tied"))
+    assert first == second
+    assert {"loss/policy", "entropy", "kl/rollout", "kl/rollout_abs_max", "lr", "time/learner_backward_s"} <= first.keys()
