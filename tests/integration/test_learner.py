@@ -245,3 +245,42 @@ def test_metrics_are_the_same_on_every_rank(runs):
     first, second = (result["gradient/2/uneven/96"][1] for result in of_ranks(runs, 2, "tied"))
     assert first == second
     assert {"loss/policy", "entropy", "kl/rollout", "kl/rollout_abs_max", "lr", "time/learner_backward_s"} <= first.keys()
+
+
+@pytest.fixture
+def ray_actor(model_folders):
+    """A one-rank learner as a Ray actor."""
+    import ray
+
+    from rlft.actors.learner import LearnerRank
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parents[2])}
+    actor = ray.remote(LearnerRank).options(num_cpus=1, runtime_env={"env_vars": environment})
+    config = program.LearnerConfig(lr=1e-2)
+    yield actor.remote(config, str(model_folders["tied"]), master_port=_free_port())
+    ray.shutdown()
+
+
+def test_in_ray_rows_come_by_reference_and_weights_leave_by_reference(ray_actor, model_folders):
+    import ray
+
+    groups = {}
+    for row in program.make_rows():
+        groups.setdefault(row.group_id, []).append(row)
+    references = [ray.put(rows) for rows in groups.values()]
+    metrics = ray.get(ray_actor.update.remote(references, program.grpo()), timeout=200)
+    trained = sum(int((row.sources == Source.POLICY).sum()) for row in program.make_rows())
+    assert metrics["learner/num_trained_tokens"] == trained
+    buckets = ray.get(ray.get(ray_actor.export_weights.remote(bucket_bytes=50_000), timeout=60))
+    assert len(buckets) > 1
+    lm = AutoModelForCausalLM.from_pretrained(model_folders["tied"], dtype=torch.float32)
+    before = lm(torch.tensor([[3, 5, 7]])).logits.log_softmax(-1)
+    exported = {name: tensor for bucket in buckets for name, tensor in bucket.items()}
+    assert list(exported) == [name for name, _ in lm.named_parameters()]
+    lm.load_state_dict(exported, strict=False)
+    after = lm(torch.tensor([[3, 5, 7]])).logits.log_softmax(-1)
+    [probe] = ray.get(ray_actor.probe_logprobs.remote([[3, 5, 7, 11]]), timeout=60)
+    want = [after[0, t, token].item() for t, token in enumerate([5, 7, 11])]
+    assert probe[1:] == pytest.approx(want, abs=1e-5)
+    assert probe[1:] != pytest.approx([before[0, t, token].item() for t, token in enumerate([5, 7, 11])], abs=1e-2)
