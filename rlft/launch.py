@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +25,6 @@ from rlft.errors import ConfigError
 from rlft.rollout.renderer import Renderer
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The actors of a run."""
-
-    rollouts: Rollouts | None
-    learner: Learner | None
 
 
 def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
@@ -135,14 +126,12 @@ def start_rollouts(
     config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, folder: Path, transfer: Transfer | None, group: Any = None
 ) -> Rollouts:
     """Start the reward workers and the rollout workers that use them."""
-    import ray
-
     pool, rollout = config.reward_pool, config.rollout
     rewards = [spawn(RewardWorker, Slot(1, 0), grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
     graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
     workers = [
-        spawn(RolloutWorker, Slot(cpus, gpus, group, i), config, make_env, graders, ray.put, folder, i, transfer)
+        spawn(RolloutWorker, Slot(cpus, gpus, group, i), config, make_env, graders, put, folder, i, transfer)
         for i in range(rollout.num_workers)
     ]
     return Rollouts(workers, config, make_probe(config, renderer))
@@ -152,7 +141,7 @@ def make_probe(config: RunConfig, renderer: Renderer) -> Probe:
     """Seeded random tokens: sequences no run has fitted, so stale weights show."""
     rng = random.Random(config.seed)
     sequences, length = PROBE_SHAPE
-    vocabulary = len(renderer.tokenizer)
+    vocabulary = renderer.tokenizer.vocab_size  # without added tokens, which a model may have no embedding for
     width = min(length, config.rollout.max_model_len - 1)
     ids = [[rng.randrange(vocabulary) for _ in range(width)] for _ in range(sequences)]
     bf16 = "bfloat16" in {dtype_of(config.rollout.dtype, config.rollout.gpus), dtype_of(config.learner.dtype, config.learner.gpus)}
@@ -176,12 +165,21 @@ def shared_bundles(config: RunConfig, transfer: Transfer | None) -> Any:
     return placement_group([bundle] * config.learner.num_ranks)
 
 
-def start(config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, algorithm: Algorithm, folder: Path) -> tuple[Rollouts, Learner]:
+def start(
+    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, algorithm: Algorithm, folder: Path
+) -> tuple[Rollouts, Learner]:
     """Every actor of an RL run. They come up side by side; the first call to each waits for it."""
     transfer = choose_transfer(config)
     group = shared_bundles(config, transfer)
     rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, group)
     return rollouts, start_learner(config, algorithm, transfer, folder, group)
+
+
+def put(value: Any) -> Any:
+    """Keep a value in Ray's object store; returns the reference."""
+    import ray
+
+    return ray.put(value)
 
 
 def _on(slot: Slot, fn: Callable[[], Any]) -> Any:

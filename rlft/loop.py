@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlft.algorithms.base import Algorithm
 from rlft.errors import RewardError
-from rlft.metrics import Stopwatch, rollout_metrics
+from rlft.metrics import Stopwatch, rollout_metrics, spans
 from rlft.types import GroupRef, Task
 
 if TYPE_CHECKING:
@@ -32,13 +32,15 @@ async def train(
     published = await rollouts.load_weights(learner, version=0)
     for step in range(1, steps + 1):
         watch = Stopwatch()
-        with watch.span("rollout"):
+        with watch.span("collect"):
             collected = await rollouts.collect(tasks)
         check_failures(collected.groups, max_failed)
         with watch.span("update"):
             learned = await learner.update([g for g in collected.groups if g.num_tokens], algorithm)
         with watch.span("publish"):
             published |= await rollouts.load_weights(learner, version=step)
+        watch.split("collect", collected.seconds)  # what the workers computed; the rest of the span is transport
+        watch.split("update", spans(learned))
         rolled_out = rollout_metrics(collected.groups, version=step - 1) | {"rollout/dropped": collected.num_dropped}
         tracker.log(step, {**rolled_out, **learned, **published, **watch.metrics()})
         await after_step(step)
@@ -54,6 +56,7 @@ async def learn(
             groups = next(batches)
         with watch.span("update"):
             learned = await learner.update(groups, algorithm)
+        watch.split("update", spans(learned))
         tracker.log(step, {**learned, **watch.metrics()})
         await after_step(step)
 

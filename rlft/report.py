@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlft.evaluate import Evaluation
+from rlft.heldout import Evaluation
 from rlft.metrics import time_table
-from rlft.plots import plot_run
+from rlft.plots import draw
 from rlft.tracking import RunFolder
 
 WORST = ("publish/max_diff", "ratio/first_max_dev", "kl/rollout_abs_max")  # largest over the run, kept in summary.json
@@ -42,7 +42,7 @@ def read_summary(folder: RunFolder) -> dict[str, Any]:
 def show_run(console: Console, folder: RunFolder, evaluations: Mapping[int, Evaluation], steps: int) -> None:
     """Draw the plots and print everything a person wants to see first."""
     rows = folder.rows()
-    plots = plot_run(rows, folder.plots)
+    plots = draw(rows, folder.plots)
     if evaluations:
         console.print(before_after(evaluations[0], evaluations[steps]))
         show_samples(console, {step: evaluations[step] for step in (0, steps)})

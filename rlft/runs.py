@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlft import report
-from rlft.actors.learner import Learner
-from rlft.actors.rollouts import Rollouts
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import Row, assign, demonstration_row
@@ -18,11 +15,11 @@ from rlft.config import DataConfig, RunConfig
 from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
-from rlft.evaluate import Evaluation, evaluate_policy
-from rlft.launch import make_algorithm, make_env_fn, ray_session, start, start_learner, start_rollouts
+from rlft.heldout import Evaluation, evaluate_policy
+from rlft.launch import make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
 from rlft.loop import learn
 from rlft.loop import train as train_loop
-from rlft.rewards.compose import Grader, compose
+from rlft.rewards.compose import compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.tracking import RunFolder, Tracker
 from rlft.types import GroupRef, Task
@@ -34,7 +31,7 @@ class Parts:
 
     renderer: Renderer
     make_env: EnvFn
-    grader: Grader
+    grader: bytes
     tasks: Sequence[Task]
     eval_tasks: Sequence[Task]
     bad_rows: Sequence[BadRow]
@@ -109,7 +106,7 @@ def evaluate(
 def prepare(config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None) -> Parts:
     """Load and check everything that can be checked without an actor."""
     make_env = make_env_fn(config, env)
-    grader = compose(config.reward if reward is None else reward)
+    grader = pack(compose(config.reward if reward is None else reward))
     renderer = load_renderer(config.model, config.chat_template)
     train_tasks, bad = _load("data", config.data, tasks)
     held_out, bad_eval = _load("eval.data", config.eval.data, eval_tasks) if config.eval.data.source or eval_tasks is not None else ([], [])
@@ -192,15 +189,15 @@ async def _evaluate(config: RunConfig, parts: Parts, folder: RunFolder, tracker:
 
 def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -> Iterator[list[GroupRef]]:
     """Endless batches of `tasks_per_step` demonstrations, one payload per learner rank."""
-    import ray
-
     while True:
-        rows = [demonstration_row(renderer.render(t.messages), renderer.target(str(t.answer)), t.id) for t in stream.take(config.tasks_per_step)]
+        rows = [
+            demonstration_row(renderer.render(t.messages), renderer.target(str(t.answer)), t.id) for t in stream.take(config.tasks_per_step)
+        ]
         shares = assign([len(row) for row in rows], config.learner.num_ranks)
-        yield [_payload([rows[i] for i in share], f"share {n}", ray.put) for n, share in enumerate(shares) if share]
+        yield [_payload([rows[i] for i in share], f"share {n}") for n, share in enumerate(shares) if share]
 
 
-def _payload(rows: list[Row], name: str, put: Callable[[Any], Any]) -> GroupRef:
+def _payload(rows: list[Row], name: str) -> GroupRef:
     return GroupRef(name, (), put(rows), sum(map(len, rows)))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rlft.config import RECIPES, load
 
-PAD, EOS = "<|pad|>", "<|eos|>"
+PAD, EOS = "<|endoftext|>", "<|im_end|>"  # names that Qwen tokenizers know, so that loading adds no others
 
 
 def build_starter(folder: str | Path, seed: int = 0, address: str | None = None) -> Path:

@@ -136,7 +136,9 @@ class RolloutWorker:
         if self._writing is not None:
             await self._writing
 
-    async def _play(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int) -> tuple[list[Group], dict[str, float]]:
+    async def _play(
+        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int
+    ) -> tuple[list[Group], dict[str, float]]:
         started = last_sampled = time.perf_counter()
 
         async def play(group_id: str, task: Task) -> Group:
@@ -187,4 +189,3 @@ def describe(trajectory: Trajectory) -> TrajectoryInfo:
         policy_version=min((turn.completion.policy_version for turn in turns), default=0),
         error=trajectory.error,
     )
-

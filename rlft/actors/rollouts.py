@@ -141,4 +141,3 @@ class Rollouts:
 def slowest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Where the time of the slowest of several parallel workers went."""
     return dict(max(seconds, key=lambda s: sum(s.values())))
-

@@ -7,6 +7,7 @@ at a time (`serve.py`). A process that misses a deadline is killed with everythi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -189,7 +190,8 @@ class GradingProcesses:
         loop, report = asyncio.get_running_loop(), piece.report
         needed = {item: piece.subjects[item] for item, _ in piece.calls}
         deadline = loop.time() + START_S
-        try:
+        # A child that is dead, or not to be understood any more, is replaced by the caller.
+        with contextlib.suppress(ValueError, TypeError, ConnectionError, EOFError):
             child.writer.write(encode(list(piece.calls), self._limit_s, cloudpickle.dumps(needed)))
             while not talk.finished:
                 line = await _read_line(child.reader, deadline)
@@ -212,8 +214,6 @@ class GradingProcesses:
                         talk.finished, talk.reusable = True, reusable
                     case other:
                         raise ValueError(f"not a line of the protocol: {other!r}")
-        except (ValueError, TypeError, ConnectionError, EOFError):
-            return  # dead, or not to be understood any more: the caller replaces it
 
     async def _replace(self, child: _Child | None) -> str:
         """Fill a place anew. How its process ended, in words. Raises RewardError when no process can be made."""

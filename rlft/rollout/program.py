@@ -18,7 +18,9 @@ class Policy(Protocol):
     async def generate(self, prompt_ids: Sequence[int]) -> Completion: ...
 
 
-async def run_episode(task: Task, env: Env, policy: Policy, renderer: Renderer, max_turns: int, index: int = 0, group_id: str = "") -> Trajectory:
+async def run_episode(
+    task: Task, env: Env, policy: Policy, renderer: Renderer, max_turns: int, index: int = 0, group_id: str = ""
+) -> Trajectory:
     """Play one episode: the default program.
 
     Sampled ids are carried forward verbatim. The episode is "completed" when the

@@ -15,7 +15,7 @@ from rlft.envs.base import ToolSpec
 from rlft.errors import ConfigError
 from rlft.types import Message
 
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
 MARK = "\u241erlft\u241e"  # stands for an assistant's text while its surroundings are rendered
 
 

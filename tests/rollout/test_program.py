@@ -1,0 +1,119 @@
+import asyncio
+import random
+
+import torch
+
+from rlft.batching import collate, to_rows
+from rlft.envs.base import Step
+from rlft.envs.single_turn import SingleTurn
+from rlft.rollout.program import run_episode, run_group
+from rlft.rollout.renderer import Renderer
+from rlft.types import Completion, Source, Task
+
+TASK = Task("t", ({"role": "user", "content": "Go?"},))
+
+
+class RandomPolicy:
+    """Samples any ids at all, also such as no text encodes to, and remembers them."""
+
+    def __init__(self, seed, vocabulary, eos, context=10_000, finish="stop"):
+        self.rng, self.vocabulary, self.eos, self.context, self.finish = random.Random(seed), vocabulary, eos, context, finish
+        self.sampled, self.contexts = [], []
+
+    def room(self, prompt_ids):
+        return self.context - len(prompt_ids)
+
+    async def generate(self, prompt_ids):
+        ids = [self.rng.randrange(self.vocabulary) for _ in range(self.rng.randrange(1, 9))]
+        ids += [self.eos] if self.finish == "stop" else []
+        self.sampled.append(ids)
+        self.contexts.append(list(prompt_ids))
+        return Completion(ids, [-0.5 * (i + 1) for i in range(len(ids))], self.finish, 3)
+
+
+class Echo:
+    """Answers every message with one of its own, `turns` times; pays a little for each."""
+
+    tools = ()
+
+    def __init__(self, turns):
+        self.turns, self.closed = turns, False
+
+    async def reset(self):
+        return list(TASK.messages)
+
+    async def step(self, action):
+        self.turns -= 1
+        return Step([{"role": "user", "content": f"You said {len(action['content'])} letters."}], 0.25, self.turns == 0)
+
+    async def close(self):
+        self.closed = True
+
+
+def play(tokenizer, policy, env, max_turns=8):
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    return asyncio.run(run_episode(TASK, env, policy, renderer, max_turns, 1, "g"))
+
+
+def test_every_trained_id_is_a_sampled_id_and_every_sampled_id_is_trained(tokenizer):
+    trained = sampled = 0
+    for seed in range(20):
+        policy = RandomPolicy(seed, len(tokenizer), tokenizer.eos_token_id)
+        trajectory = play(tokenizer, policy, Echo(turns=4))
+        batch = collate(to_rows(trajectory), pad_id=tokenizer.pad_token_id)
+        assert batch.token_ids.shape[0] == 1, "contexts only grow, so an episode is one row"
+        wanted = [token for ids in policy.sampled for token in ids]
+        assert batch.token_ids[batch.loss_mask].tolist() == wanted
+        assert torch.equal(batch.loss_mask, batch.sources == Source.POLICY)
+        trained, sampled = trained + int(batch.loss_mask.sum()), sampled + len(wanted)
+    assert trained == sampled > 200
+
+
+def test_each_context_is_what_came_before_verbatim(tokenizer):
+    policy = RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id)
+    play(tokenizer, policy, Echo(turns=3))
+    for before, said, after in zip(policy.contexts, policy.sampled, policy.contexts[1:], strict=False):
+        assert after[: len(before) + len(said)] == before + said
+
+
+def test_sources_tell_who_wrote_each_token(tokenizer):
+    policy = RandomPolicy(1, len(tokenizer), tokenizer.eos_token_id)
+    trajectory = play(tokenizer, policy, Echo(turns=2))
+    last = trajectory.turns[-1]
+    prompt, first = len(policy.contexts[0]), len(policy.sampled[0])
+    middle = len(last.prompt_ids) - prompt - first
+    wanted = [Source.PROMPT] * prompt + [Source.POLICY] * first + [Source.ENVIRONMENT] * middle + [Source.POLICY] * len(policy.sampled[1])
+    assert list(last.sources) == wanted
+    assert trajectory.outcome == 0.5
+
+
+def test_status_follows_from_position_and_finish_reason_not_from_ids(tokenizer):
+    eos = tokenizer.eos_token_id
+    ended = play(tokenizer, RandomPolicy(0, 9, eos), SingleTurn(TASK))
+    cut = play(tokenizer, RandomPolicy(0, 9, eos, finish="length"), SingleTurn(TASK))
+    out_of_turns = play(tokenizer, RandomPolicy(0, 9, eos), Echo(turns=5), max_turns=2)
+    out_of_room = play(tokenizer, RandomPolicy(0, 9, eos, context=1), Echo(turns=5))
+    assert [t.status for t in (ended, cut, out_of_turns, out_of_room)] == ["completed", "truncated", "truncated", "truncated"]
+    assert [len(t.turns) for t in (ended, cut, out_of_turns, out_of_room)] == [1, 1, 2, 1]
+
+
+def test_an_environment_is_closed_also_when_the_policy_fails(tokenizer):
+    class Broken(RandomPolicy):
+        async def generate(self, prompt_ids):
+            raise RuntimeError("engine died")
+
+    env = Echo(turns=2)
+    try:
+        play(tokenizer, Broken(0, 9, 1), env)
+    except RuntimeError:
+        assert env.closed
+    else:
+        raise AssertionError("the failure of the engine must reach the caller")
+
+
+def test_a_group_holds_one_episode_per_policy_handle(tokenizer):
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    policies = [RandomPolicy(i, 99, tokenizer.eos_token_id) for i in range(3)]
+    group = asyncio.run(run_group(TASK, "7/t", SingleTurn, policies, renderer, 1))
+    assert [(t.index, t.group_id) for t in group.trajectories] == [(0, "7/t"), (1, "7/t"), (2, "7/t")]
+    assert [list(t.turns[0].completion.token_ids) for t in group.trajectories] == [p.sampled[0] for p in policies]
