@@ -138,7 +138,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (to
 def test_peak_memory_follows_the_chunk_not_the_batch(chunk, fits):
     run = subprocess.run([sys.executable, "-c", PEAK, str(chunk)], capture_output=True, text=True, check=True)
     share = float(run.stdout)  # of one [tokens, vocabulary] float32 tensor, 0.6 GB
-    assert share < 0.25 if fits else share > 1
+    assert share < 0.5 if fits else share > 1.5
 
 
 def test_adapters_start_as_the_base_model_and_only_they_train(model, batch):
