@@ -2,6 +2,8 @@
 
 import math
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -215,6 +217,11 @@ def test_short_names_resolve_with_their_options_checked():
         assert bind({"name": name, **options}, BUILTIN, "algorithm")().name == name
     with pytest.raises(ConfigError, match="did you mean 'clip_high'"):
         bind({"name": "grpo", "clip_hgh": 0.3}, BUILTIN, "algorithm")
+
+
+def test_the_table_of_names_loads_no_torch():
+    code = "import sys, rlft.algorithms; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"normalize": False}, {"kl_coef": 0.02, "kl": "k1", "kl_in": "reward"}, {"is_cap": 2.0}], ids=str)
