@@ -13,7 +13,7 @@ from typing import Any
 
 from rlft import algorithms, envs
 from rlft.actors.learner import Learner
-from rlft.actors.learner_rank import LearnerRank
+from rlft.actors.learner_rank import LearnerRank, free_address
 from rlft.actors.reward import RewardWorker
 from rlft.actors.rollout_worker import RolloutWorker
 from rlft.actors.rollouts import Grading, Probe, Rollouts
@@ -100,7 +100,7 @@ def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | 
     if group is None:
         group = placement_group([{"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {})}] * learner.num_ranks)
     slots = [Slot(learner.cpus, learner.gpus, group, i) for i in range(learner.num_ranks)]
-    address = ray.get(_on(slots[0], _free_address), timeout=learner.timeout_s)
+    address = ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
     ranks = [
         spawn(
             LearnerRank,
@@ -119,7 +119,7 @@ def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | 
         )
         for i, slot in enumerate(slots)
     ]
-    return Learner(ranks, learner.timeout_s, transfer)
+    return Learner(ranks, learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
 
 
 def start_rollouts(
@@ -189,13 +189,3 @@ def _on(slot: Slot, fn: Callable[[], Any]) -> Any:
     strategy = PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.bundle)
     return ray.remote(fn).options(num_cpus=0, scheduling_strategy=strategy).remote()
 
-
-def _free_address() -> tuple[str, int]:
-    """Address of this node and a port that is free on it."""
-    import socket
-
-    import ray
-
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -40,7 +40,7 @@ def build_starter(folder: str | Path, seed: int = 0, address: str | None = None)
     return folder
 
 
-def make_tokenizer():
+def make_tokenizer() -> Any:
     """A lossless byte-level tokenizer: 256 bytes, a pad and an end-of-sequence token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
 from rlft.actors.store import write_groups
 from rlft.batching import to_rows
@@ -112,9 +113,9 @@ class RolloutWorker:
             for (_, task), group in zip(tasks, groups, strict=True)
         ]
 
-    async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Mapping[str, Any]) -> list[list[float]]:
+    async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Bucket) -> list[list[float]]:
         """Take new weights from memory; returns the probe's log-probabilities under them."""
-        weights = [item for bucket in buckets for item in bucket.items()]
+        weights = [item for bucket in buckets for item in unpack(bucket)]
         await self.engine.load_weights(weights, version)
         return await self.probe_logprobs(probe)
 
