@@ -10,7 +10,7 @@ from typing import Any
 from rlft import report
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
-from rlft.batching import Row, assign, demonstration_row
+from rlft.batching import assign
 from rlft.config import DataConfig, RunConfig
 from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
@@ -21,6 +21,7 @@ from rlft.loop import learn
 from rlft.loop import train as train_loop
 from rlft.rewards.compose import compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
+from rlft.rows import Row, demonstration_row, pack_rows
 from rlft.tracking import RunFolder, Tracker
 from rlft.types import GroupRef, Task
 
@@ -198,7 +199,7 @@ def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -
 
 
 def _payload(rows: list[Row], name: str) -> GroupRef:
-    return GroupRef(name, (), put(rows), sum(map(len, rows)))
+    return GroupRef(name, (), put(pack_rows(rows)), sum(map(len, rows)))
 
 
 def _load(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> tuple[Sequence[Task], Sequence[BadRow]]:

@@ -64,7 +64,8 @@ class Learner:
     async def _connect(self, workers: Sequence[Any]) -> None:
         if not self._connected:
             address = (await self._all([self.ranks[0].free_address.remote()], "learner"))[0]
-            await self._all([r.connect.remote(self.transfer, workers, self.workers_per_engine, address) for r in self.ranks], "learner (connecting weight transfer)")
+            meeting = (self.transfer, workers, self.workers_per_engine, address)
+            await self._all([rank.connect.remote(*meeting) for rank in self.ranks], "learner (connecting weight transfer)")
             self._connected = True
 
     async def _all(self, calls: Sequence[Any], what: str) -> list[Any]:

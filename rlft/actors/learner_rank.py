@@ -24,9 +24,10 @@ from rlft.actors.policy import adapters_off, exports, load_policy
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import Row, collate, empty_batch, micro_batches, minibatches
+from rlft.batching import collate, empty_batch, micro_batches, minibatches
 from rlft.config import LearnerConfig
 from rlft.errors import ConfigError, NonFiniteError
+from rlft.rows import Row, RowBlock, unpack_rows
 from rlft.schedule import lr_factor
 from rlft.types import Batch, Source
 
@@ -95,18 +96,17 @@ class LearnerRank:
         self._optimizer_steps = 0  # attempted, the skipped ones included
         self._skipped_in_a_row = 0
 
-    def update(self, algorithm: Algorithm, *shares: Sequence[Row]) -> dict[str, float]:
+    def update(self, algorithm: Algorithm, *blocks: RowBlock) -> dict[str, float]:
         """Train on this rank's rows and return metrics over all ranks.
 
         Args:
-            shares: the rows of whole groups; none is fine. As actor arguments, references are
-                resolved to them by Ray.
+            blocks: the rows of whole groups; none is fine. Ray resolves references to them.
 
         Raises:
             NonFiniteError: `max_non_finite` optimizer steps in a row were skipped.
         """
         start = time.perf_counter()
-        rows = [row for share in shares for row in share]
+        rows = [row for block in blocks for row in unpack_rows(block)]
         batch = collate(rows, PAD_ID) if rows else empty_batch(PAD_ID)
         meter = Meter(self._device)
         meter.timed("time/learner_collate_s", start)

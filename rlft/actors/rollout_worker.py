@@ -13,11 +13,11 @@ from typing import Any
 from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
 from rlft.actors.store import write_groups
-from rlft.batching import to_rows
 from rlft.config import RunConfig, SamplingConfig
 from rlft.envs.base import EnvFn
 from rlft.rollout.program import run_group
 from rlft.rollout.renderer import load_renderer
+from rlft.rows import pack_rows, to_rows
 from rlft.types import Completion, Group, GroupRef, Task, Trajectory, TrajectoryInfo
 
 Grade = Callable[[list[Group]], Awaitable[list[Group]]]
@@ -171,7 +171,7 @@ class RolloutWorker:
         return GroupRef(
             group_id=group.group_id,
             trajectories=tuple(map(describe, group.trajectories)),
-            rows=self.put(rows),
+            rows=self.put(pack_rows(rows)) if rows else None,
             num_tokens=sum(map(len, rows)),
         )
 

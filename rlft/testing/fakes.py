@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from rlft.actors.rollout_worker import Collected, Grade, describe
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import collate, micro_batches, to_rows
+from rlft.batching import collate, micro_batches
 from rlft.envs.base import EnvFn, ToolSpec
 from rlft.rollout.program import run_group
+from rlft.rows import to_rows
 from rlft.types import Batch, Completion, Group, GroupRef, Message, Task
 
 VOCABULARY = 128

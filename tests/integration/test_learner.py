@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from rlft.actors.buckets import unpack
+from rlft.rows import pack_rows
 from rlft.types import Source
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -267,12 +269,12 @@ def test_in_ray_rows_come_by_reference_and_weights_leave_by_reference(ray_actor,
     groups = {}
     for row in program.make_rows():
         groups.setdefault(row.group_id, []).append(row)
-    references = [ray.put(rows) for rows in groups.values()]
+    references = [ray.put(pack_rows(rows)) for rows in groups.values()]
     metrics = ray.get(ray_actor.update.remote(program.grpo(), *references), timeout=200)
     trained = sum(int((row.sources == Source.POLICY).sum()) for row in program.make_rows())
     assert metrics["learner/num_trained_tokens"] == trained
     references, [probe] = ray.get(ray_actor.export_weights.remote([[3, 5, 7, 11]], bucket_bytes=50_000), timeout=60)
-    buckets = ray.get(references, timeout=60)
+    buckets = [dict(unpack(bucket)) for bucket in ray.get(references, timeout=60)]
     assert len(buckets) > 1
     lm = AutoModelForCausalLM.from_pretrained(model_folders["tied"], dtype=torch.float32)
     before = lm(torch.tensor([[3, 5, 7]])).logits.log_softmax(-1)
