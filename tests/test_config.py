@@ -1,0 +1,116 @@
+import pytest
+from pydantic import BaseModel
+
+from rlft import config
+from rlft.config import RECIPES, RunConfig, bind, load, validate
+from rlft.errors import ConfigError
+
+
+def write(tmp_path, text):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_run_file_is_read_with_its_overrides(tmp_path):
+    path = write(tmp_path, 'model = "m"\nsteps = 5\n[learner]\nlr = 1e-5\n[algorithm]\nname = "grpo"\nclip_high = 0.28\n')
+    run = load(path, ["rollout.group_size=4", "data.source=tasks.jsonl", "learner.lr=3e-5", 'rollout.stop=["\\n"]'])
+    assert (run.steps, run.learner.lr, run.rollout.group_size, run.data.source, run.rollout.stop) == (5, 3e-5, 4, "tasks.jsonl", ["\n"])
+    assert run.algorithm == {"name": "grpo", "clip_high": 0.28}
+    assert run.run_dir == "runs/run"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["learner.lrr=1"], r"learner\.lrr: unknown key; did you mean 'lr'\?"),
+        (["rolout.group_size=4"], r"rolout: unknown key; did you mean 'rollout'\?"),
+        (["eval.data.sorce=x"], r"eval\.data\.sorce: unknown key; did you mean 'source'\?"),
+        (["steps=many"], "steps: input should be a valid integer, got 'many'"),
+        (["steps=true"], "steps: input should be a valid integer, got True"),
+        (["steps=0"], "steps: .*greater than or equal to 1, got 0"),
+        (["learner.zero_stage=4"], "learner.zero_stage: .*0, 1, 2 or 3, got 4"),
+        (["rollout.group_size"], "expected key=value"),
+        (["model.name=x"], "'model' is a value, not a table"),
+    ],
+)
+def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, 'model = "m"\n'), overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.lora_alpha=8.0", "learner.lora_alpha needs lora_rank > 0"),
+        ("learner.min_lr_ratio=0.1", "learner.min_lr_ratio needs schedule"),
+        ("rollout.max_refills=2", "rollout.max_refills needs drop_no_signal"),
+        ('tracking.wandb_project="x"', "tracking.wandb_project needs wandb"),
+        ("eval.every=10", "eval.every needs eval.data.source"),
+        ("data.options={seed = 1}", "data.options applies to a 'module:function' source only"),
+        ("rollout.max_tokens=9999", "leaves no room for a prompt"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, 'model = "m"\n'), [override])
+
+
+def test_several_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path, "steps = 0\n"))
+    assert str(error.value).splitlines() == [
+        "model: missing; every run file must set it",
+        "steps: input should be greater than or equal to 1, got 0",
+    ]
+
+
+def test_a_missing_file_names_the_recipes():
+    with pytest.raises(ConfigError, match=r"no run file 'nowhere.toml'; .*'demo', 'starter'"):
+        load("nowhere.toml")
+
+
+def test_text_that_is_not_toml_is_told_with_its_place(tmp_path):
+    with pytest.raises(ConfigError, match="run.toml: not valid TOML: .*line 2"):
+        load(write(tmp_path, 'model = "m"\nsteps = = 3\n'))
+
+
+@pytest.mark.parametrize("recipe", sorted(p.stem for p in RECIPES.glob("*.toml")))
+def test_a_resolved_run_file_reads_back_as_itself(tmp_path, recipe):
+    run = load(recipe)
+    again = load(write(tmp_path, run.to_toml()))
+    assert again == run
+    assert validate({"model": "m"}) != run  # the control: a recipe is not all defaults
+
+
+def test_there_are_no_more_than_about_a_hundred_keys():
+    def count(section):
+        annotations = [field.annotation for field in section.model_fields.values()]
+        return sum(count(a) if isinstance(a, type) and issubclass(a, BaseModel) else 1 for a in annotations)
+
+    assert 50 < count(RunConfig) <= 100
+
+
+def make_guess(secret: int = 3, *, low: int = 0):
+    return secret, low
+
+
+def test_names_resolve_to_built_ins_and_to_imports_with_their_options_bound():
+    assert bind({"name": "guess", "secret": 5}, {"guess": make_guess}, "env")() == (5, 0)
+    assert bind({"name": "rlft.config:nearest"}, {}, "env") is config.nearest
+    assert bind({"name": "ok"}, {"ok": "rlft.config:nearest"}, "env") is config.nearest
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": "gess"}, "env: unknown name 'gess'; did you mean 'guess'\\?, or use 'module:attribute'"),
+        ({"name": "guess", "secrt": 1}, "env.guess: unknown option 'secrt'; did you mean 'secret'\\?"),
+        ({"name": "no_such_module:thing"}, "cannot import 'no_such_module:thing'"),
+        ({"name": "rlft.config:thing"}, "cannot import 'rlft.config:thing'.*no attribute 'thing'"),
+        ({}, "env: unknown name None"),
+    ],
+)
+def test_a_name_that_does_not_resolve_is_an_error(table, message):
+    with pytest.raises(ConfigError, match=message):
+        bind(table, {"guess": make_guess}, "env")
