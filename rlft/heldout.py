@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rlft.config import EvalConfig, SamplingConfig
 from rlft.errors import ConfigError
 from rlft.evaluate import summarize
+from rlft.loop import check_failures
 from rlft.types import Task, TrajectoryInfo
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ class Evaluation:
     sampled: Sequence[Sampled]
 
 
-async def evaluate_policy(rollouts: Rollouts, tasks: Sequence[Task], config: EvalConfig, step: int) -> Evaluation:
+async def evaluate_policy(rollouts: Rollouts, tasks: Sequence[Task], config: EvalConfig, max_failed: float) -> Evaluation:
     """`config.samples` trajectories of every task with its own sampling options, and one greedy pass if asked for.
 
-    The sampling seeds do not depend on the step: evaluations before and after differ in the policy only.
+    The sampling seeds are always the same: evaluations before and after differ in the policy only.
+    Raises RewardError when more than the share `max_failed` could not be graded.
     """
     sampled = await rollouts.evaluate(tasks, config, config.samples, "eval")
+    check_failures(sampled, max_failed)
     summary = summarize(_values(sampled, config.metric), config.pass_k, config.threshold)
     if config.greedy:
         greedy = SamplingConfig(temperature=0.0, max_tokens=config.max_tokens, stop=config.stop)

@@ -12,6 +12,7 @@ from rlft.types import GroupRef, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
+    from rlft.actors.rollout_worker import Sampled
     from rlft.actors.rollouts import Rollouts
     from rlft.tracking import Tracker
 
@@ -61,8 +62,8 @@ async def learn(
         await after_step(step)
 
 
-def check_failures(groups: Sequence[GroupRef], max_failed: float) -> None:
-    """Stop a run in which too many trajectories could not be graded.
+def check_failures(groups: Sequence[GroupRef | Sampled], max_failed: float) -> None:
+    """Stop a run in which too many trajectories of a step or an evaluation could not be graded.
 
     Raises:
         RewardError: more than the share `max_failed` failed, or all did, with the first three causes.
@@ -73,6 +74,6 @@ def check_failures(groups: Sequence[GroupRef], max_failed: float) -> None:
         causes = list(dict.fromkeys(t.error for t in failed))[:3]
         listed = "".join(f"\n  - {cause}" for cause in causes)
         raise RewardError(
-            f"{len(failed)} of {len(trajectories)} trajectories of a step could not be graded "
+            f"{len(failed)} of {len(trajectories)} trajectories could not be graded "
             f"(reward_pool.max_failed = {max_failed:g}); the first causes:{listed}"
         )

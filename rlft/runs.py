@@ -142,7 +142,7 @@ async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: 
 
     async def measure(step: int) -> None:
         if parts.eval_tasks:
-            evaluations[step] = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, step)
+            evaluations[step] = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, config.reward_pool.max_failed)
             tracker.evaluation(step, evaluations[step].summary)
 
     async def after_step(step: int) -> None:
@@ -181,7 +181,7 @@ async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, fol
 async def _evaluate(config: RunConfig, parts: Parts, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     rollouts = start_rollouts(config, parts.renderer, parts.make_env, parts.grader, folder.rollouts.resolve(), None)
     await rollouts.warm_up()
-    evaluation = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, 0)
+    evaluation = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, config.reward_pool.max_failed)
     tracker.evaluation(0, evaluation.summary)
     tracker.finish({f"eval_{name}": value for name, value in evaluation.summary.items()})
     report.show_samples(tracker.console, {0: evaluation})

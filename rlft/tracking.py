@@ -22,6 +22,7 @@ from rlft.errors import ConfigError
 from rlft.metrics import STEP
 from rlft.wandb_feed import WandbFeed
 
+PRINTED_STEPS = 50  # lines of a long run where there is no terminal for a live one
 MARKER = "# The resolved run file of an rlft run.\n"
 
 
@@ -121,7 +122,7 @@ class Tracker:
     """Records a run: files, screen and, when asked for, wandb.
 
     Steps count from 1; an evaluation at step 0 comes before training. On a terminal the screen
-    shows one live line, elsewhere one printed line per step.
+    shows one live line, elsewhere one printed line per step, or about fifty in all.
     """
 
     def __init__(
@@ -203,17 +204,17 @@ class Tracker:
     def _show(self, step: int, line: str) -> None:
         if self._live and self._bar is not None:
             self._live.update(self._bar, completed=step, description=line)
-        else:
+        elif step == self._steps or step % max(1, self._steps // PRINTED_STEPS) == 0:
             self.console.print(f"step {step}/{self._steps}  {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def status_line(metrics: Mapping[str, Any], tokens_per_s: float | None, evaluation: str, left_s: float) -> str:
-    """A step in a few words: reward, speed, last evaluation, time left."""
-    reward = metrics.get("reward/mean")
+    """A step in a few words: reward (or loss, where nothing is rewarded), speed, last evaluation, time left."""
+    reward, loss = metrics.get("reward/mean"), metrics.get("loss/policy", math.nan)
     parts = [
-        "reward -" if reward is None else f"reward {reward:.3f}",
+        f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}",
         evaluation,
-        "" if tokens_per_s is None else f"{tokens_per_s:,.0f} tokens/s",
+        "" if not tokens_per_s else f"{tokens_per_s:,.0f} tokens/s",
         f"left {timedelta(seconds=round(left_s))}",
     ]
     return "  ".join(part for part in parts if part)

@@ -171,7 +171,7 @@ def test_a_run_that_raises_gives_the_terminal_back(tmp_path):
 
 
 def test_the_screen_survives_missing_numbers():
-    assert status_line({}, None, "", 3725.4) == "reward -  left 1:02:05"
+    assert status_line({}, None, "", 3725.4) == "loss nan  left 1:02:05"
     assert evaluation_text({"mean": 0.5, "low": math.nan, "high": math.nan}) == "eval 0.500"
     assert evaluation_text({"mean": 0.5}) == "eval 0.500"
 

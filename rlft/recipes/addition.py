@@ -1,7 +1,8 @@
 """A task that a tiny model can learn: two-digit addition, least significant digit first.
 
-Written in the order in which it is worked out, "47+85=" -> "231" (132) is within reach of a
-model of under a million parameters, which at first is right only sometimes.
+Written in the order in which it is worked out and in fixed places, 47 + 85 = 132 becomes
+"74+58=" -> "231": within reach of a model of under a million parameters, which at first is
+right only sometimes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,13 @@ NUM_HELD_OUT = 400
 
 
 def addition(left: int, right: int) -> tuple[str, str]:
-    """Prompt and answer: ("47+85=", "231")."""
-    return f"{left}+{right}=", str(left + right)[::-1]
+    """Prompt and answer: 47 and 85 give ("74+58=", "231")."""
+    return f"{_digits(left, 2)}+{_digits(right, 2)}=", _digits(left + right, 3)
+
+
+def _digits(number: int, places: int) -> str:
+    """Least significant first, filled with zeros."""
+    return f"{number:0{places}d}"[::-1]
 
 
 def splits(seed: int) -> dict[str, list[tuple[int, int]]]:
@@ -35,7 +41,7 @@ def tasks(split: str, seed: int = 0) -> list[Task]:
     return [Task(f"{split}/{prompt}", ({"role": "user", "content": prompt},), answer) for prompt, answer in worked]
 
 
-def demonstrations(seed: int = 0, count: int = 90_000, slip: float = 0.55) -> Iterator[dict[str, str]]:
+def demonstrations(seed: int = 0, count: int = 51_200, slip: float = 0.6) -> Iterator[dict[str, str]]:
     """Worked additions of which a share `slip` carries one wrong digit, so that the policy
     learns to be right only sometimes: {"prompt": ..., "answer": ...}."""
     rng = random.Random(f"demonstrations {seed}")

@@ -1,0 +1,75 @@
+"""One real vLLM engine: published weights are the ones that it samples from, with tied and untied embeddings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlft.starter import make_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+PROGRAM = Path(__file__).with_name("engine_program.py")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def results(request, tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("engine") / request.param, tied=request.param == "tied", layers=2, width=64)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(folder)], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=250
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
+    assert lines, done.stderr[-4000:]
+    return {"tied": request.param == "tied", **json.loads(lines[0].removeprefix("RESULTS "))}
+
+
+def test_published_weights_agree_with_the_learner(results):
+    assert results["start"] <= 1e-4 and results["published"] <= 1e-4
+
+
+def test_stale_weights_are_found_out(results):
+    assert "does not hold the weights of version 1" in results["stale"]
+
+
+def test_a_tied_head_that_was_not_repacked_is_found_out(results):
+    if results["tied"]:
+        assert "does not hold the weights of version 1" in results["not repacked"]
+    else:
+        assert results["not repacked"] <= 1e-4
+
+
+def test_after_a_publish_nothing_cached_under_the_old_weights_is_used(results):
+    token_ids, logprobs = results["after"]
+    assert token_ids == results["argmax"]
+    assert logprobs == pytest.approx([0.0] * len(logprobs), abs=1e-6) or logprobs == pytest.approx(results["oracle"], abs=1e-4)
+
+
+def test_completions_carry_the_version_they_began_under(results):
+    assert results["versions"] == [0, 2]
+
+
+def test_a_seed_decides_the_sample(results):
+    first, again, other = results["seeded"]
+    assert first == again != other
+
+
+def test_logprobs_are_those_of_the_tempered_distribution(results):
+    got, want = results["tempered"]
+    assert got == pytest.approx(want, abs=1e-4)
+
+
+def test_an_answer_stops_where_the_context_ends(results):
+    assert results["room"] == [[4, "length"], [1, "length"]]
+
+
+def test_top_k_1_is_greedy_whatever_the_seed(results):
+    assert len({tuple(ids) for ids in results["top_k"]}) == 1
+
+
+def test_an_answer_ends_at_its_eos_or_at_its_limit(results):
+    ended, all_at_eos = results["ended"]
+    assert 0 < ended < 300 and all_at_eos and results["cut"]
