@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rlft.heldout import Evaluation
+from rlft.evaluation import Evaluation
 from rlft.metrics import time_table
 from rlft.plots import draw
 from rlft.tracking import RunFolder

@@ -146,7 +146,8 @@ def unpack_rows(block: RowBlock) -> list[Row]:
     """The rows of a block, as views of its arrays."""
     ends = np.cumsum(block.lengths).tolist()
     starts = [0, *ends[:-1]]
-    return [
-        Row(*(stream[start:end] for stream in block.streams), *owner)
-        for start, end, owner in zip(starts, ends, block.owners, strict=False)
-    ]
+    rows = []
+    for start, end, owner in zip(starts, ends, block.owners, strict=False):
+        token_ids, sources, turn_ids, rewards, logprobs = (stream[start:end] for stream in block.streams)
+        rows.append(Row(token_ids, sources, turn_ids, rewards, logprobs, *owner))
+    return rows

@@ -15,7 +15,7 @@ from rlft.config import DataConfig, RunConfig
 from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
-from rlft.heldout import Evaluation, evaluate_policy
+from rlft.evaluation import Evaluation, evaluate_policy
 from rlft.launch import make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
 from rlft.loop import learn
 from rlft.loop import train as train_loop

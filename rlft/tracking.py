@@ -156,7 +156,7 @@ class Tracker:
         self._show(step, status_line(metrics, speed, self._evaluation, per_step * max(0, self._steps - step)))
 
     def evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Record an evaluation (evaluate.summarize, and "greedy") as a row of `eval/*` keys."""
+        """Record an evaluation (evaluation.summarize, and "greedy") as a row of `eval/*` keys."""
         self._record(step, {f"eval/{name}": value for name, value in summary.items()})
         self._evaluation = evaluation_text(summary)
         self.console.print(f"step {step}/{self._steps}  {self._evaluation}", markup=False, highlight=False, soft_wrap=True)

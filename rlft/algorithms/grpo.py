@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from rlft.algorithms.advantages import group_centered, group_normalized, outcome
-from rlft.algorithms.base import Aggregation, Algorithm, Need, Reduce
+from rlft.algorithms.base import AdvantageFn, Aggregation, Algorithm, Need, Reduce
 from rlft.algorithms.corrections import mismatch, truncated_importance
 from rlft.algorithms.kl import ESTIMATORS, k3
 from rlft.algorithms.losses import ppo_clip
@@ -16,6 +17,7 @@ from rlft.algorithms.masking import masked
 from rlft.errors import ConfigError
 from rlft.types import Batch
 
+Baseline = Callable[[Tensor, Tensor], Tensor]
 Estimator = Literal["k1", "k2", "k3"]
 Place = Literal["loss", "reward"]
 Overlong = Literal["keep", "filter"]
@@ -57,21 +59,7 @@ def grpo(
     _check_choices(aggregation=aggregation, kl=kl, kl_in=kl_in, overlong=overlong)
     _check_numbers(clip_low, clip_high, kl_coef, max_length, is_cap)
     _check_options_apply(aggregation, max_length, kl_coef, kl, kl_in)
-    fill = outcome(group_normalized if normalize else group_centered)
     estimate = ESTIMATORS[kl]
-
-    def advantages(batch: Batch, reduce: Reduce) -> Batch:
-        rewards, mask = batch.rewards, batch.loss_mask
-        if kl_in == "reward":
-            rewards = rewards - kl_coef * estimate(masked(batch.old_logprobs, mask), masked(batch.ref_logprobs, mask))
-        filled = replace(fill(replace(batch, rewards=rewards), reduce), rewards=batch.rewards)
-        if overlong == "filter":
-            mask = mask & ~batch.truncated[:, None]
-            filled = replace(filled, loss_mask=mask, advantages=masked(filled.advantages, mask))
-        if is_cap is not None:
-            weights = truncated_importance(masked(batch.old_logprobs, mask), batch.rollout_logprobs, is_cap)
-            filled = replace(filled, is_weights=masked(weights, mask))
-        return filled
 
     def loss(logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         mask = batch.loss_mask
@@ -94,7 +82,29 @@ def grpo(
         return per_token, metrics
 
     needs: set[Need] = {"old_logprobs", "ref_logprobs"} if kl_coef else {"old_logprobs"}
+    penalty = kl_coef if kl_in == "reward" else 0.0
+    advantages = _advantages(group_normalized if normalize else group_centered, penalty, kl, overlong, is_cap)
     return Algorithm("grpo", advantages, loss, frozenset(needs), aggregation, max_length)
+
+
+def _advantages(baseline: Baseline, penalty: float, kl: Estimator, overlong: Overlong, is_cap: float | None) -> AdvantageFn:
+    """Fills advantages from rewards less `penalty` times the KL to the reference, the loss mask and importance weights."""
+    fill, estimate = outcome(baseline), ESTIMATORS[kl]
+
+    def advantages(batch: Batch, reduce: Reduce) -> Batch:
+        rewards, mask = batch.rewards, batch.loss_mask
+        if penalty:
+            rewards = rewards - penalty * estimate(masked(batch.old_logprobs, mask), masked(batch.ref_logprobs, mask))
+        filled = replace(fill(replace(batch, rewards=rewards), reduce), rewards=batch.rewards)
+        if overlong == "filter":
+            mask = mask & ~batch.truncated[:, None]
+            filled = replace(filled, loss_mask=mask, advantages=masked(filled.advantages, mask))
+        if is_cap is not None:
+            weights = truncated_importance(masked(batch.old_logprobs, mask), batch.rollout_logprobs, is_cap)
+            filled = replace(filled, is_weights=masked(weights, mask))
+        return filled
+
+    return advantages
 
 
 def dr_grpo(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlft.errors import RewardError
-from rlft.evaluate import interval, pass_at_k, summarize
+from rlft.evaluation import interval, pass_at_k, summarize
 
 
 @pytest.mark.parametrize("n", range(1, 8))
