@@ -55,7 +55,8 @@ def main() -> None:
     legend = (
         "before, after: held-out accuracy, mean of 8 samples at temperature 1 over 400 tasks. wall_s: all of `rlft demo`, the starter "
         "policy included. outside: share of the steps' time outside rollout, reward and learner computation. probe: largest difference "
-        "of engine and learner log-probabilities over all publishes. ratio: largest |ratio - 1| of a first minibatch. KL: largest |KL(old, new)| there."
+        "of engine and learner log-probabilities over all publishes. ratio: largest |ratio - 1| of a first minibatch. "
+        "KL: largest |KL(old, new)| there."
     )
     text = "\n".join(["# Demo", "", f"`{' '.join(['benchmarks/demo/run.py', *map(str, seeds)])}` on {machine}", "", *lines, "", legend, ""])
     (HERE / "results.md").write_text(text)

@@ -139,7 +139,7 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
     from vllm import EngineArgs, LLMEngine
     from vllm.config import WeightTransferConfig
 
-    options: dict[str, Any] = {"gpu_memory_utilization": config.memory} if on_gpu else {"distributed_executor_backend": "uni"}
+    options: dict[str, Any] = {"gpu_memory_utilization": config.memory} if on_gpu else {}
     if transfer:
         options["weight_transfer_config"] = WeightTransferConfig(backend=transfer)
     return LLMEngine.from_engine_args(
@@ -147,6 +147,7 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
             model=model,
             dtype=("bfloat16" if on_gpu else "float32") if config.dtype == "auto" else config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
+            distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=not on_gpu,

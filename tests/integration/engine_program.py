@@ -34,9 +34,9 @@ def verdict(engine_side, learner_side):
         return str(error)
 
 
-async def publish(folder, results):
+async def publish(folder, workers, results):
     """New weights with and without the packed head rebuilt, and the old prefix's cache."""
-    engine = Engine(folder, RolloutConfig(max_model_len=64, memory=1.0, max_tokens=8), [EOS], seed=0)
+    engine = Engine(folder, RolloutConfig(max_model_len=64, memory=1.0, max_tokens=8, tensor_parallel_size=workers), [EOS], seed=0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     results["start"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
     greedy = SamplingConfig(temperature=0.0, max_tokens=8)
@@ -47,7 +47,7 @@ async def publish(folder, results):
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     results["stale"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
-    repack, engine_module._repack_head = engine_module._repack_head, lambda model: None
+    repack, engine_module._repack_head = engine_module._repack_head, id  # does nothing to the model
     await engine.load_weights(list(model.named_parameters()), version=1)
     results["not repacked"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
     engine_module._repack_head = repack
@@ -91,12 +91,12 @@ async def sample(engine, model, results):
     results["cut"] = all(len(c.token_ids) == 40 and EOS not in c.token_ids[:-1] for c in many if c.finish_reason == "length")
 
 
-async def main(folder):
+async def main(folder, workers):
     results = {}
-    engine, model = await publish(folder, results)
+    engine, model = await publish(folder, workers, results)
     await sample(engine, model, results)
     print("RESULTS " + json.dumps(results))
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2])))

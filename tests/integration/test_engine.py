@@ -1,4 +1,4 @@
-"""One real vLLM engine: published weights are the ones that it samples from, with tied and untied embeddings."""
+"""One real vLLM engine: published weights are the ones that it samples from; tied and untied embeddings, tensor parallel."""
 
 import json
 import os
@@ -16,15 +16,16 @@ PROGRAM = Path(__file__).with_name("engine_program.py")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-@pytest.fixture(scope="module", params=["tied", "untied"])
+@pytest.fixture(scope="module", params=["tied", "untied", "tied, two workers"])
 def results(request, tmp_path_factory):
-    folder = make_model(tmp_path_factory.mktemp("engine") / request.param, tied=request.param == "tied", layers=2, width=64)
+    tied, workers = request.param.startswith("tied"), 1 + request.param.endswith("two workers")
+    folder = make_model(tmp_path_factory.mktemp("engine") / "model", tied=tied, layers=2, width=64)
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder)], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=250
+        [sys.executable, str(PROGRAM), str(folder), str(workers)], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=250
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, done.stderr[-4000:]
-    return {"tied": request.param == "tied", **json.loads(lines[0].removeprefix("RESULTS "))}
+    return {"tied": tied, **json.loads(lines[0].removeprefix("RESULTS "))}
 
 
 def test_published_weights_agree_with_the_learner(results):
