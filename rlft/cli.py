@@ -23,25 +23,28 @@ Seed = Annotated[int, typer.Option(help="seed of everything random")]
 @app.command()
 def train(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Reinforcement learning."""
-    from rlft import runs
+    config = load(run, set or ())
+    from rlft import runs  # takes seconds: a wrong run file is told before
 
-    runs.train(load(run, set or ()), address=address, overwrite=overwrite)
+    runs.train(config, address=address, overwrite=overwrite)
 
 
 @app.command()
 def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Supervised fine-tuning with the same learner, for warm starts."""
-    from rlft import runs
+    config = load(run, set or ())
+    from rlft import runs  # takes seconds: a wrong run file is told before
 
-    runs.sft(load(run, set or ()), address=address, overwrite=overwrite)
+    runs.sft(config, address=address, overwrite=overwrite)
 
 
 @app.command("eval")
 def evaluate(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Evaluate a model on the tasks of [eval.data]."""
-    from rlft import runs
+    config = load(run, set or ())
+    from rlft import runs  # takes seconds: a wrong run file is told before
 
-    runs.evaluate(load(run, set or ()), address=address, overwrite=overwrite)
+    runs.evaluate(config, address=address, overwrite=overwrite)
 
 
 @app.command()
@@ -75,7 +78,8 @@ def demo(seed: Seed = 0, set: Set = None) -> None:
 
     model = build_starter(Path(f"runs/starter-{seed}"), seed)
     seeded = [f"model={model}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]
-    runs.train(load("demo", [*seeded, *(set or ())]), overwrite=Path("runs/demo").exists())
+    config = load("demo", [*seeded, *(set or ())])
+    runs.train(config, overwrite=Path(config.run_dir).exists())
 
 
 def main() -> None:

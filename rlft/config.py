@@ -195,6 +195,8 @@ def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | st
     kwargs = dict(table)
     name = kwargs.pop("name", None)
     target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
+    if name is None:
+        raise ConfigError(f"{where}.name is missing{nearest('', builtin)}, or 'module:attribute'")
     if target is None:
         raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
     fn = import_object(target) if isinstance(target, str) else target
@@ -209,6 +211,8 @@ def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | st
 def import_object(path: str) -> Any:
     """Import "module:attribute"; the current folder counts as importable. Raises ConfigError."""
     module, _, attribute = path.partition(":")
+    if not module or not attribute:
+        raise ConfigError(f"cannot import {path!r}: expected 'module:attribute'")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -226,6 +230,27 @@ def nearest(key: str, valid: Iterable[str]) -> str:
 def local_file(path: str | Path) -> Path | None:
     """The run file that `path` names on this machine; None when it names a recipe."""
     return Path(path) if Path(path).is_file() else None
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model or data name means a path on this machine: it is written as one, or its parent folder exists."""
+    return name.startswith((".", "/", "~")) or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
+
+
+def check_model(model: str) -> None:
+    """Refuse a folder that is missing or holds no model. A Hub name is not looked up here.
+
+    Raises:
+        ConfigError: at once, where a look-up would try the network for a minute.
+    """
+    folder, give = Path(model), "give a folder in Hugging Face format, or a Hub name such as 'Qwen/Qwen3-0.6B'"
+    if not folder.is_dir():
+        if looks_local(model) or "/" not in model:
+            raise ConfigError(f"model {model!r}: no such folder (looked in {Path.cwd()}); {give}")
+        return
+    for patterns in (("config.json",), ("*.safetensors", "*.bin")):
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise ConfigError(f"model {model!r}: the folder holds no {' or '.join(patterns)}; {give}")
 
 
 def _find(path: str | Path) -> Path:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlft.config import DataConfig, bind
+from rlft.config import DataConfig, bind, looks_local
 from rlft.errors import ConfigError, DataError
 from rlft.types import Message, Task
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+EXPECTED = "expected a .jsonl, .json or .parquet file, a folder, a Hub name or 'module:function'"
 SHOWN = 5  # bad rows quoted in a message
 
 
@@ -189,6 +190,8 @@ def _read_parquet(file: Path) -> Iterator[_Row]:
 
 def _read_hub(config: DataConfig) -> Iterator[_Row]:
     """`owner/name`, `owner/name/subset`, or a folder that `datasets` can load."""
+    if looks_local(config.source) and not Path(config.source).is_dir():
+        raise DataError(f"data.source {config.source!r}: no such file or folder (looked in {Path.cwd()}); {EXPECTED}")
     import datasets
 
     name, subset = config.source, None
@@ -198,7 +201,7 @@ def _read_hub(config: DataConfig) -> Iterator[_Row]:
         rows = datasets.load_dataset(name, subset, split=config.split)
     except (OSError, ValueError) as error:
         what = f"data.source {config.source!r}, split {config.split!r}"
-        raise DataError(f"{what}: {error}; expected a file, a Hub name or 'module:function'") from error
+        raise DataError(f"{what}: {error}; {EXPECTED}") from error
     for number, value in enumerate(rows, start=1):
         yield _Row(config.source, number, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import random
@@ -25,18 +26,29 @@ from rlft.errors import ConfigError
 from rlft.rollout.renderer import Renderer
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
+TOKEN_HINT = "set RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
 
 
 def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
     """The environment that the run file names, or the one handed in."""
-    return env or bind(config.env, envs.BUILTIN, "env")
+    made = bind(config.env, envs.BUILTIN, "env") if env is None else env
+    if not callable(made):
+        raise ConfigError(f"env: expected a class or function that makes an environment from a task, got {type(made).__name__}")
+    _check_call(made, (None,), f"env {config.env.get('name')!r}" if env is None else "env")
+    return made
 
 
 def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
     """The algorithm that the run file names, or the one handed in."""
-    made = algorithm or bind(config.algorithm, algorithms.BUILTIN, "algorithm")()
+    if algorithm is not None:
+        if not isinstance(algorithm, Algorithm):
+            raise ConfigError(f"algorithm: expected an Algorithm such as grpo() returns, got {type(algorithm).__name__}")
+        return algorithm
+    name, make = config.algorithm.get("name"), bind(config.algorithm, algorithms.BUILTIN, "algorithm")
+    _check_call(make, (), f"algorithm {name!r}")
+    made = make()
     if not isinstance(made, Algorithm):
-        raise ConfigError(f"algorithm {config.algorithm.get('name')!r}: expected it to return an Algorithm, got {type(made).__name__}")
+        raise ConfigError(f"algorithm {name!r}: expected it to return an Algorithm, got {type(made).__name__}")
     return made
 
 
@@ -46,13 +58,22 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
 
     A Ray of our own counts as many CPUs as the roles ask for: the phases of a step take
     turns, so roles may share cores.
+
+    Raises:
+        ConfigError: no cluster at that address, or one that wants a token.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": "RLFT_ACTOR_LOGS" in os.environ, "logging_level": "ERROR"}
     if address:
-        ray.init(address=address, **options)
+        try:
+            ray.init(address=address, **options)
+        except AuthenticationError as error:
+            raise ConfigError(f"Ray at {address} wants a token: {TOKEN_HINT}") from error
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"no Ray cluster at {address}: {error}") from error
     else:
         pool, learners = config.reward_pool.num_workers, config.learner.num_ranks * config.learner.cpus
         cpus = (config.rollout.num_workers * config.rollout.cpus + pool) * rollouts + learners * learner
@@ -106,7 +127,7 @@ def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | 
             LearnerRank,
             slot,
             learner,
-            config.model,
+            absolute(config.model),
             rank=i,
             world_size=learner.num_ranks,
             master_addr=address[0],
@@ -130,11 +151,17 @@ def start_rollouts(
     rewards = [spawn(RewardWorker, Slot(1, 0), grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
     graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
+    found = config.model_copy(update={"model": absolute(config.model), "chat_template": absolute(config.chat_template)})
     workers = [
-        spawn(RolloutWorker, Slot(cpus, gpus, group, i), config, make_env, graders, put, folder, i, transfer)
+        spawn(RolloutWorker, Slot(cpus, gpus, group, i), found, make_env, graders, put, folder, i, transfer)
         for i in range(rollout.num_workers)
     ]
     return Rollouts(workers, config, make_probe(config, renderer))
+
+
+def absolute(name: str) -> str:
+    """A path that actors find from whatever folder the cluster runs them in; a Hub name stays as it is."""
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
 
 
 def make_probe(config: RunConfig, renderer: Renderer) -> Probe:
@@ -182,10 +209,16 @@ def put(value: Any) -> Any:
     return ray.put(value)
 
 
+def _check_call(fn: Callable[..., Any], args: tuple[Any, ...], what: str) -> None:
+    try:
+        inspect.signature(fn).bind(*args)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}; give it as an option, or a default") from None
+
+
 def _on(slot: Slot, fn: Callable[[], Any]) -> Any:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     strategy = PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.bundle)
     return ray.remote(fn).options(num_cpus=0, scheduling_strategy=strategy).remote()
-

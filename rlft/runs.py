@@ -11,7 +11,7 @@ from rlft import report
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import assign
-from rlft.config import DataConfig, RunConfig
+from rlft.config import DataConfig, RunConfig, check_model
 from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
@@ -64,7 +64,7 @@ def train(
     if config.rollout.temperature <= 0:
         raise ConfigError(f"rollout.temperature: training needs a temperature above 0, got {config.rollout.temperature}")
     made = make_algorithm(config, algorithm)
-    parts = prepare(config, reward, env, tasks, eval_tasks)
+    parts = prepare(config, reward, env, tasks, eval_tasks, training=True)
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
@@ -75,8 +75,10 @@ def train(
 def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Supervised fine-tuning on tasks whose answer is the text to learn. Same learner, same run folder."""
     _check_sft(config)
+    check_model(config.model)
     renderer = load_renderer(config.model, config.chat_template)
     loaded, bad_rows = _load("data", config.data, tasks)
+    _check_answers(loaded)
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(bad_rows)
@@ -96,7 +98,7 @@ def evaluate(
     """Evaluate `config.model` on the tasks of `[eval.data]` and return the summary."""
     if not config.eval.data.source and eval_tasks is None:
         raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
-    parts = prepare(config, reward, env, [], eval_tasks)
+    parts = prepare(config, reward, env, None, eval_tasks, training=False)
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
@@ -104,12 +106,15 @@ def evaluate(
             return asyncio.run(_evaluate(config, parts, folder, tracker))
 
 
-def prepare(config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None) -> Parts:
+def prepare(
+    config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None, training: bool
+) -> Parts:
     """Load and check everything that can be checked without an actor."""
+    check_model(config.model)
     make_env = make_env_fn(config, env)
     grader = pack(compose(config.reward if reward is None else reward))
     renderer = load_renderer(config.model, config.chat_template)
-    train_tasks, bad = _load("data", config.data, tasks)
+    train_tasks, bad = _load("data", config.data, tasks) if training else ([], [])
     held_out, bad_eval = _load("eval.data", config.eval.data, eval_tasks) if config.eval.data.source or eval_tasks is not None else ([], [])
     fitting, too_long = fit_context(train_tasks, renderer, config)
     fitting_eval, too_long_eval = fit_context(held_out, renderer, config)
@@ -204,10 +209,15 @@ def _payload(rows: list[Row], name: str) -> GroupRef:
 
 def _load(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> tuple[Sequence[Task], Sequence[BadRow]]:
     if tasks is not None:
+        if not tasks:
+            raise DataError(f"{where}: an empty list of tasks; give at least one")
         return tasks, ()
     if not data.source:
         raise DataError(f"{where}.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
-    return load_tasks(data)
+    try:
+        return load_tasks(data)
+    except DataError as error:
+        raise DataError(f"[{where}] {error}") from error
 
 
 def _check_sft(config: RunConfig) -> None:
@@ -215,6 +225,12 @@ def _check_sft(config: RunConfig) -> None:
     for section in ("env", "reward", "reward_pool", "algorithm", "rollout", "eval"):
         if getattr(config, section) != getattr(defaults, section):
             raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
+
+
+def _check_answers(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.answer is None:
+            raise DataError(f"task {task.id} has no answer, the text to learn; name its field in data.answer")
 
 
 def _due(step: int, every: int) -> bool:

@@ -7,7 +7,10 @@ supervised training on the additions of `rlft.recipes.addition`, of which many c
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +59,9 @@ def make_tokenizer() -> Any:
 def make_model(folder: str | Path, seed: int = 0, tied: bool = True, layers: int = 4, width: int = 128) -> Path:
     """Write an untrained Qwen2 model and its tokenizer to `folder` in Hugging Face format."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    with _quiet():
+        from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = make_tokenizer()
     config = Qwen2Config(
@@ -76,6 +81,23 @@ def make_model(folder: str | Path, seed: int = 0, tied: bool = True, layers: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-    model.save_pretrained(folder)
+    with _quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, and without warnings of what it imports (DeepSpeed's about the missing GPU)."""
+    from transformers.utils import logging as bars
+
+    drawn, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    bars.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        if drawn:
+            bars.enable_progress_bar()

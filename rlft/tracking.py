@@ -43,7 +43,8 @@ class RunFolder:
         folder = cls(Path(path))
         if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
             if not overwrite:
-                raise ConfigError(f"run_dir {str(path)!r} exists and is not empty; choose another run_dir, or allow overwriting")
+                what = f"run_dir {str(path)!r} exists and is not empty"
+                raise ConfigError(f"{what}; choose another run_dir, or allow overwriting (--overwrite, overwrite=True)")
             if folder.path.is_symlink() or not _is_run(folder.config):
                 raise ConfigError(f"run_dir {str(path)!r} holds no rlft run and is never overwritten; choose another, or empty it yourself")
             shutil.rmtree(folder.path)

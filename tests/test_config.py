@@ -108,7 +108,7 @@ def test_names_resolve_to_built_ins_and_to_imports_with_their_options_bound():
         ({"name": "guess", "secrt": 1}, "env.guess: unknown option 'secrt'; did you mean 'secret'\\?"),
         ({"name": "no_such_module:thing"}, "cannot import 'no_such_module:thing'"),
         ({"name": "rlft.config:thing"}, "cannot import 'rlft.config:thing'.*no attribute 'thing'"),
-        ({}, "env: unknown name None"),
+        ({"secret": 1}, "env.name is missing; valid: guess, or 'module:attribute'"),
     ],
 )
 def test_a_name_that_does_not_resolve_is_an_error(table, message):

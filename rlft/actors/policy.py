@@ -12,11 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlft.errors import ConfigError
 
@@ -142,6 +139,8 @@ def load_policy(
         raise ConfigError(f"model {model!r} changes its logits ({', '.join(transforms)}), which the learner does not compute: use another")
     lm.get_input_embeddings().padding_idx = None  # it would drop the gradient of a real token with the pad id
     if lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model
+
         targets = lora_targets[0] if list(lora_targets) == ["all-linear"] else list(lora_targets)
         lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
         inject_adapter_in_model(lora, lm)
@@ -154,6 +153,8 @@ def load_policy(
 
 
 def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         for key, value in vars(config).items():
@@ -171,6 +172,8 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
 @contextmanager
 def adapters_off(policy: PolicyModel) -> Iterator[None]:
     """Within it a policy with adapters computes as the model it started from."""
+    from peft.tuners.lora import LoraLayer
+
     layers = [module for module in policy.modules() if isinstance(module, LoraLayer)]
     for layer in layers:
         layer.enable_adapters(False)  # type: ignore[operator]

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+from jinja2 import TemplateError
 
 from rlft.envs.base import ToolSpec
 from rlft.errors import ConfigError
@@ -66,13 +69,16 @@ class Renderer:
         return self._render_text(json.dumps(messages), json.dumps(tools))
 
     def _render_json(self, messages: str, tools: str) -> str:
-        return self.tokenizer.apply_chat_template(
-            json.loads(messages),
-            tools=json.loads(tools) or None,
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        try:
+            return self.tokenizer.apply_chat_template(
+                json.loads(messages),
+                tools=json.loads(tools) or None,
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except TemplateError as error:
+            raise ConfigError(f"the chat template refuses {messages:.200}: {error}; change the messages, or set chat_template") from error
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -85,19 +91,19 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
         chat_template: a file with a Jinja template to use instead of the model's own.
 
     Raises:
-        ConfigError: no such model, or no template file.
+        ConfigError: no such model, no tokenizer, or no template file.
     """
-    from pathlib import Path
-
-    from transformers import AutoTokenizer, GenerationConfig
+    if chat_template and not Path(chat_template).is_file():
+        raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(model))
     except (OSError, ValueError) as error:
         raise ConfigError(f"model {model!r}: no tokenizer found: give a folder in Hugging Face format or a Hub name ({error})") from error
-    if chat_template and not Path(chat_template).is_file():
-        raise ConfigError(f"chat_template: no file {chat_template!r}")
-    generation = GenerationConfig.from_model_config(_model_config(model))
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there are no tokenizer files
+        raise ConfigError(f"model {model!r}: no tokenizer found: save one beside the model (tokenizer.save_pretrained)")
     if (Path(model) / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(model)
     listed = generation.eos_token_id
@@ -105,9 +111,3 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
     if not eos_ids:
         raise ConfigError(f"model {model!r} names no EOS token: set eos_token in its tokenizer or generation config")
     return Renderer(tokenizer, sorted(eos_ids), Path(chat_template).read_text() if chat_template else "")
-
-
-def _model_config(model: str) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(model)

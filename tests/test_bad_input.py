@@ -1,0 +1,220 @@
+"""Bad input is told before any actor starts, in words that say what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+import rlft
+from rlft import cli, runs
+from rlft.algorithms.grpo import grpo
+from rlft.errors import ConfigError, DataError
+from rlft.types import Task
+
+
+class Started(Exception):
+    """The run passed every check and would start Ray now."""
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch, tmp_path):
+    """Stops a run where actors would start; relative paths are the test's own."""
+
+    @contextmanager
+    def session(*_, **__):
+        raise Started
+        yield
+
+    monkeypatch.setattr(runs, "ray_session", session)
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(text="1+1="):
+    return json.dumps({"prompt": text, "answer": "2"})
+
+
+@pytest.fixture
+def write_run(tmp_path, tiny_model):
+    """Writes a good run file and its data; overrides make it bad."""
+
+    def write(rows=None):
+        (tmp_path / "tasks.jsonl").write_text("\n".join([ask()] if rows is None else rows))
+        file = tmp_path / "run.toml"
+        sections = '[data]\nsource = "tasks.jsonl"\n[rollout]\nmax_tokens = 8\nmax_model_len = 64\n[reward]\nexact_match = 1.0\n'
+        file.write_text(f'model = "{tiny_model}"\n{sections}')
+        return file
+
+    return write
+
+
+TRAIN = [
+    (["model=./nowhere"], ConfigError, "model './nowhere': no such folder .*give a folder in Hugging Face format, or a Hub name"),
+    (["model=/nowhere/at/all"], ConfigError, "no such folder"),
+    (["model=nowhere"], ConfigError, "no such folder"),
+    (["model=here/nowhere"], ConfigError, "no such folder"),
+    (["model=here"], ConfigError, "the folder holds no config.json; give"),
+    (["chat_template=none.jinja"], ConfigError, "chat_template: no file 'none.jinja'"),
+    (["chat_template=broken.jinja"], ConfigError, "the chat template refuses .*set chat_template"),
+    (['data.source=""'], DataError, r"data.source is not set; give a \.jsonl"),
+    (["data.source=none.jsonl"], DataError, r"\[data\] .*no such file .*check the path"),
+    (["data.source=here/none"], DataError, "no such file or folder .*expected a .jsonl"),
+    (["data.source=here.txt"], DataError, "expected a file that ends in .jsonl"),
+    (["data.prompt=promt"], DataError, "no row has the field 'promt' that data.prompt names; did you mean 'prompt'"),
+    (["data.answer=solution"], DataError, "no row has the field 'solution'.*available: 'answer', 'prompt'"),
+    (["eval.data.source=none.jsonl"], DataError, r"\[eval.data\] .*no such file"),
+    (["reward.exact_mach=1.0"], ConfigError, "unknown name 'exact_mach'; did you mean 'exact_match'"),
+    (["reward.exact_match={weigth = 1.0}"], ConfigError, "unknown option 'weigth'"),
+    (["reward.exact_match=much"], ConfigError, "weight 'much'; expected a finite number"),
+    (['reward={"no_module:f" = 1.0}'], ConfigError, "cannot import 'no_module:f': No module named 'no_module'"),
+    (['reward={":f" = 1.0}'], ConfigError, "cannot import ':f': expected 'module:attribute'"),
+    (["env.name=single_trun"], ConfigError, "env: unknown name 'single_trun'; did you mean 'single_turn'"),
+    (["env.name=single_turn", "env.turns=3"], ConfigError, "env.single_turn: unknown option 'turns'"),
+    (["env.name=no_module:Env"], ConfigError, "cannot import 'no_module:Env'"),
+    (["env.name=json:NoEnv"], ConfigError, "cannot import 'json:NoEnv'.*no attribute 'NoEnv'"),
+    (["env.name=rlft:Turn"], ConfigError, "env 'rlft:Turn': missing a required argument"),
+    (["algorithm.name=grp"], ConfigError, "algorithm: unknown name 'grp'; did you mean 'grpo'"),
+    (["algorithm.name=grpo", "algorithm.clip_hi=0.3"], ConfigError, "algorithm.grpo: unknown option 'clip_hi'; did you mean 'clip_high'"),
+    (["algorithm.name=json:dumps"], ConfigError, "algorithm 'json:dumps': missing a required argument: 'obj'"),
+    (["algorithm.clip_high=0.3"], ConfigError, "algorithm.name is missing; valid: .*grpo"),
+    (["algorithm.name=os:getcwd"], ConfigError, "algorithm 'os:getcwd': expected it to return an Algorithm, got str"),
+    (["rollout.temperature=0.0"], ConfigError, "rollout.temperature: training needs a temperature above 0"),
+    (["run_dir=here"], ConfigError, r"run_dir 'here' exists and is not empty; choose another run_dir, .*--overwrite"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "error", "message"), TRAIN, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_a_bad_run_file_is_refused_before_anything_starts(write_run, tmp_path, overrides, error, message):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "file").touch()
+    (tmp_path / "here.txt").touch()
+    (tmp_path / "broken.jinja").write_text("{% for m in %}")
+    with pytest.raises(error, match=message):
+        rlft.train(rlft.load(write_run(), overrides))
+
+
+def test_the_good_run_file_that_these_are_made_from_would_start(write_run):
+    with pytest.raises(Started):
+        rlft.train(rlft.load(write_run()))
+
+
+def test_a_model_folder_must_hold_weights_and_a_tokenizer(write_run, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    for part, message in (("tokenizer*", "no tokenizer found"), ("*.safetensors", r"holds no \*\.safetensors or \*\.bin; give a folder")):
+        for file in (tmp_path / "model").glob(part):
+            file.unlink()
+        with pytest.raises(ConfigError, match=message):
+            rlft.train(rlft.load(write_run(), ["model=model"]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([""], "is empty; give at least one row"),
+        (["not json", "[1]"], "none of its 2 rows is usable; correct them or the field names:\n.*row 1: not valid JSON"),
+        ([ask("1" * 64), ask("1" * 99)], "every prompt is longer than the context: .*raise rollout.max_model_len or shorten the prompts"),
+    ],
+)
+def test_data_without_one_usable_task_is_refused(write_run, rows, message):
+    with pytest.raises(DataError, match=message):
+        rlft.train(rlft.load(write_run(rows)))
+
+
+def test_prompts_without_room_for_an_answer_are_set_aside_and_named(write_run, tmp_path):
+    config = rlft.load(write_run([ask("1" * 63), ask("1" * 64)]))  # one token per character; one fits, one does not
+    with pytest.raises(Started):
+        rlft.train(config)
+    (bad,) = map(json.loads, (tmp_path / config.run_dir / "quarantine.jsonl").read_text().splitlines())
+    assert (bad["source"], bad["field"]) == ("task 2", "prompt") and "64 tokens leave no room in rollout.max_model_len 64" in bad["reason"]
+
+
+OBJECTS = [
+    ({"algorithm": grpo}, ConfigError, r"algorithm: expected an Algorithm such as grpo\(\) returns, got function"),
+    ({"algorithm": "grpo"}, ConfigError, "algorithm: expected an Algorithm .*got str"),
+    ({"env": 3}, ConfigError, "env: expected a class or function .*got int"),
+    ({"env": lambda: None}, ConfigError, "env: too many positional arguments"),
+    ({"reward": lambda task: 1.0}, ConfigError, "a reward is called as"),
+    ({"reward": {3: 1.0}}, ConfigError, "3 is not a function"),
+    ({"tasks": []}, DataError, "data: an empty list of tasks"),
+    ({"eval_tasks": []}, DataError, "eval.data: an empty list of tasks"),
+]
+
+
+@pytest.mark.parametrize(("objects", "error", "message"), OBJECTS, ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_a_wrong_object_is_refused_before_anything_starts(write_run, objects, error, message):
+    with pytest.raises(error, match=message):
+        rlft.train(rlft.load(write_run()), **objects)
+
+
+def test_an_evaluation_needs_tasks_of_its_own(write_run):
+    with pytest.raises(ConfigError, match="eval.data.source is not set: name the tasks"):
+        rlft.evaluate(rlft.load(write_run()))
+    with pytest.raises(Started):
+        rlft.evaluate(rlft.load(write_run(), ["data.source=", "eval.data.source=tasks.jsonl"]))
+
+
+def test_supervised_fine_tuning_refuses_what_it_does_not_use(write_run):
+    with pytest.raises(ConfigError, match=r"\[reward\] does not apply to supervised fine-tuning; remove it"):
+        rlft.sft(rlft.load(write_run(), ["rollout={}"]))
+
+
+def test_supervised_fine_tuning_needs_answers(write_run):
+    plain = ["reward={}", "rollout={}"]
+    with pytest.raises(DataError, match="task 1 has no answer, the text to learn; name its field in data.answer"):
+        rlft.sft(rlft.load(write_run(), [*plain, "data.answer="]))
+    with pytest.raises(DataError, match="an empty list of tasks"):
+        rlft.sft(rlft.load(write_run(), plain), tasks=[])
+    with pytest.raises(Started):
+        rlft.sft(rlft.load(write_run(), plain), tasks=[Task("t", ({"role": "user", "content": "1+1="},), "2")])
+
+
+def told(capsys, monkeypatch, *arguments):
+    """Exit status and what stands on stderr after a command."""
+    monkeypatch.setattr(sys, "argv", ["rlft", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "eval"])
+def test_the_command_line_tells_an_error_in_one_line_and_fails(capsys, monkeypatch, write_run, command):
+    run = str(write_run())
+    assert told(capsys, monkeypatch, command, run, "--set", "stepz=3") == (1, "ConfigError: stepz: unknown key; did you mean 'steps'?\n")
+    status, text = told(capsys, monkeypatch, command, "none.toml")
+    assert status == 1 and text.startswith("ConfigError: no run file 'none.toml'; give") and text.count("\n") == 1
+
+
+def test_a_bug_in_a_users_module_keeps_its_traceback(monkeypatch, write_run, tmp_path):
+    (tmp_path / "my_broken_module.py").write_text("1 / 0\n")
+    monkeypatch.setattr(sys, "argv", ["rlft", "train", str(write_run()), "--set", "env.name=my_broken_module:Env"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+LIST_LOADED = """
+import sys
+from rlft.cli import main
+try:
+    main()
+finally:
+    print(sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers", "ray", "vllm", "deepspeed"}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "loaded"),
+    [("stepz=3", "ConfigError: stepz: unknown key; did you mean 'steps'?\n", "[]\n"), ("model=./none", None, "['torch']\n")],
+)
+def test_an_error_waits_for_no_library_that_it_does_not_need(write_run, override, error, loaded):
+    command = [sys.executable, "-c", LIST_LOADED, "train", str(write_run()), "--set", override]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, loaded)
+    assert done.stderr == error if error else done.stderr.startswith("ConfigError: model './none': no such folder")
+
+
+def test_making_a_model_prints_nothing(tmp_path):
+    code = f"from rlft.starter import make_model; make_model({str(tmp_path / 'm')!r}, layers=1, width=32)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
