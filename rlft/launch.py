@@ -22,11 +22,11 @@ from rlft.actors.weight_transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm
 from rlft.config import RunConfig, bind
 from rlft.envs.base import EnvFn
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, StallError
 from rlft.rollout.renderer import Renderer
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
-TOKEN_HINT = "set RAY_AUTH_MODE=token, with the cluster's token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+JOIN_HINT = "check the address; if Ray there wants a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to it"
 
 
 def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
@@ -60,7 +60,7 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
     turns, so roles may share cores.
 
     Raises:
-        ConfigError: no cluster at that address, or one that wants a token.
+        ConfigError: no cluster at that address, or one that wants another token.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -70,10 +70,8 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
     if address:
         try:
             ray.init(address=address, **options)
-        except AuthenticationError as error:
-            raise ConfigError(f"Ray at {address} wants a token: {TOKEN_HINT}") from error
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(f"no Ray cluster at {address}: {error}") from error
+        except (AuthenticationError, ConnectionError, ValueError) as error:  # without a token it is a ConnectionError too
+            raise ConfigError(f"cannot join a Ray cluster at {address}: {error}; {JOIN_HINT}") from error
     else:
         pool, learners = config.reward_pool.num_workers, config.learner.num_ranks * config.learner.cpus
         cpus = (config.rollout.num_workers * config.rollout.cpus + pool) * rollouts + learners * learner
@@ -106,6 +104,7 @@ def spawn(cls: type, slot: Slot, *args: Any, **kwargs: Any) -> Any:
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve every other process
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(paths),
+        **({} if slot.gpus else {"CUDA_VISIBLE_DEVICES": ""}),  # Ray leaves the devices of a node visible to who asked for none
     }
     strategy = PlacementGroupSchedulingStrategy(slot.group, placement_group_bundle_index=slot.bundle) if slot.group else "DEFAULT"
     options = {"num_cpus": slot.cpus, "num_gpus": slot.gpus, "scheduling_strategy": strategy, "runtime_env": {"env_vars": env_vars}}
@@ -115,13 +114,18 @@ def spawn(cls: type, slot: Slot, *args: Any, **kwargs: Any) -> Any:
 def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None) -> Learner:
     """Start the learner ranks, as one gang: all are placed, or none."""
     import ray
+    from ray.exceptions import GetTimeoutError
     from ray.util.placement_group import placement_group
 
     learner = config.learner
     if group is None:
         group = placement_group([{"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {})}] * learner.num_ranks)
     slots = [Slot(learner.cpus, learner.gpus, group, i) for i in range(learner.num_ranks)]
-    address = ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
+    try:
+        address = ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
+    except GetTimeoutError:
+        asked = f"{learner.num_ranks} x ({learner.cpus:g} CPUs, {learner.gpus:g} GPUs)"
+        raise StallError(f"learner: the cluster had no room for {asked} within {learner.timeout_s:.0f} s; it has {_resources()}") from None
     ranks = [
         spawn(
             LearnerRank,
@@ -200,6 +204,13 @@ def start(
     group = shared_bundles(config, transfer)
     rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, group)
     return rollouts, start_learner(config, algorithm, transfer, folder, group)
+
+
+def _resources() -> str:
+    import ray
+
+    held = ray.cluster_resources()
+    return f"{held.get('CPU', 0):g} CPUs and {held.get('GPU', 0):g} GPUs"
 
 
 def put(value: Any) -> Any:

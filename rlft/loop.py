@@ -35,14 +35,16 @@ async def train(
         watch = Stopwatch()
         with watch.span("collect"):
             collected = await rollouts.collect(tasks)
-        check_failures(collected.groups, max_failed)
+        everything = collected.groups + collected.dropped
+        check_failures(everything, max_failed)
+        trained = [group for group in collected.groups if group.num_tokens]
         with watch.span("update"):
-            learned = await learner.update([g for g in collected.groups if g.num_tokens], algorithm)
+            learned = await learner.update(trained, algorithm) if trained else {}
         with watch.span("publish"):
             published |= await rollouts.load_weights(learner, version=step)
         watch.split("collect", collected.seconds)  # what the workers computed; the rest of the span is transport
         watch.split("update", spans(learned))
-        rolled_out = rollout_metrics(collected.groups, version=step - 1) | {"rollout/dropped": collected.num_dropped}
+        rolled_out = rollout_metrics(everything, version=step - 1) | {"rollout/dropped": len(collected.dropped)}
         tracker.log(step, {**rolled_out, **learned, **published, **watch.metrics()})
         await after_step(step)
 

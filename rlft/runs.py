@@ -112,13 +112,15 @@ def prepare(
     """Load and check everything that can be checked without an actor."""
     check_model(config.model)
     make_env = make_env_fn(config, env)
-    grader = pack(compose(config.reward if reward is None else reward))
+    terms = compose(config.reward if reward is None else reward)
+    if not terms and env is None and config.env.get("name") == "single_turn":
+        raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
     renderer = load_renderer(config.model, config.chat_template)
     train_tasks, bad = _load("data", config.data, tasks) if training else ([], [])
     held_out, bad_eval = _load("eval.data", config.eval.data, eval_tasks) if config.eval.data.source or eval_tasks is not None else ([], [])
     fitting, too_long = fit_context(train_tasks, renderer, config)
     fitting_eval, too_long_eval = fit_context(held_out, renderer, config)
-    return Parts(renderer, make_env, grader, fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
+    return Parts(renderer, make_env, pack(terms), fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
 
 
 def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) -> tuple[list[Task], list[BadRow]]:
@@ -142,8 +144,9 @@ def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) ->
 
 async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     rollouts, learner = start(config, parts.renderer, parts.make_env, parts.grader, algorithm, folder.path.resolve())
-    await rollouts.warm_up()
+    await asyncio.gather(rollouts.warm_up(), learner.ready())
     evaluations: dict[int, Evaluation] = {}
+    stream = TaskStream(parts.tasks, config.seed, config.data.shuffle)
 
     async def measure(step: int) -> None:
         if parts.eval_tasks:
@@ -157,12 +160,12 @@ async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: 
         if last or _due(step, config.tracking.save_every):
             await learner.save(folder.checkpoints.resolve() / f"step-{step:06d}")
 
-    await measure(0)
-    stream = TaskStream(parts.tasks, config.seed, config.data.shuffle)
-    await train_loop(stream, rollouts, learner, algorithm, tracker, config.steps, config.reward_pool.max_failed, after_step)
-    await rollouts.close()
-    summary = report.summarize_run(folder, evaluations, config.steps)
-    tracker.finish(summary)
+    try:
+        await measure(0)
+        await train_loop(stream, rollouts, learner, algorithm, tracker, config.steps, config.reward_pool.max_failed, after_step)
+    finally:
+        await rollouts.close()
+    tracker.finish(report.summarize_run(folder, evaluations, config.steps))
     report.show_run(tracker.console, folder, evaluations, config.steps)
     return report.read_summary(folder)
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from rlft.config import RolloutConfig, SamplingConfig
+from rlft.errors import RlftError
 from rlft.types import Completion
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Engine:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm")
         self._driver: asyncio.Task[None] | None = None
+        self._may_step = asyncio.Event()
+        self._may_step.set()
         self._engine = self._thread.submit(_build, model, config, seed, transfer).result()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingConfig, seed: int | None = None) -> Completion:
@@ -66,6 +69,8 @@ class Engine:
         )
         version = self.version
         output = (await self._request(prompt_ids, params)).outputs[0]
+        if output.finish_reason not in ("stop", "length"):
+            raise RlftError(f"vLLM ended a completion with {output.finish_reason!r}, which is neither the policy's doing nor its limit")
         logprobs = [entry[token].logprob for entry, token in zip(output.logprobs, output.token_ids, strict=True)]
         return Completion(list(output.token_ids), logprobs, output.finish_reason, version)
 
@@ -83,16 +88,20 @@ class Engine:
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace the weights (Hugging Face names) and forget every cached prefix."""
+        self._may_step.clear()
         await self.call(_reload, self._engine, weights)
         await self.forget_prefixes(version)
 
     async def forget_prefixes(self, version: int) -> None:
-        """Take note of new weights: nothing computed with the old ones is used again."""
+        """Take note of new weights: nothing computed with the old ones is used again. Decoding goes on."""
         await self.call(self._engine.reset_prefix_cache, reset_running_requests=True)
         self.version = version
+        self._may_step.set()
 
-    async def collective_rpc(self, method: str, *args: Any) -> None:
-        """Run a method of the vLLM workers (weight transfer)."""
+    async def transfer(self, method: str, *args: Any) -> None:
+        """A step of a weight transfer by vLLM's workers. From its start no token is decoded until `forget_prefixes`."""
+        if method == "start_weight_update":
+            self._may_step.clear()
         await self.call(self._engine.collective_rpc, method, args=args)
 
     async def call(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,23 +117,41 @@ class Engine:
         return await future
 
     async def _drive(self) -> None:
-        """Step the engine while anything waits. A failure reaches everyone who waits."""
+        """Step the engine while anything waits. A failed step reaches everyone who waits, a refused request its sender."""
         try:
             while self._waiting:
-                for output in await self.call(self._add_and_step):
-                    if output.finished and not (future := self._waiting.pop(output.request_id)).done():
-                        future.set_result(output)
+                await self._may_step.wait()
+                outputs, refused = await self.call(self._add_and_step)
+                for name, error in refused:
+                    self._settle(name, error=error)
+                for output in outputs:
+                    if output.finished:
+                        self._settle(output.request_id, output)
         except Exception as error:
-            waiting, self._waiting = self._waiting, {}
-            for future in waiting.values():
-                if not future.done():
-                    future.set_exception(error)
+            self._incoming.clear()
+            self._engine.abort_request(list(self._waiting))
+            for name in list(self._waiting):
+                self._settle(name, error=error)
 
-    def _add_and_step(self) -> list[Any]:
+    def _settle(self, name: str, output: Any = None, error: Exception | None = None) -> None:
+        future = self._waiting.pop(name)
+        if future.done():
+            return  # nobody waits any more
+        if error:
+            future.set_exception(error)
+        else:
+            future.set_result(output)
+
+    def _add_and_step(self) -> tuple[list[Any], list[tuple[str, Exception]]]:
+        """Outputs of one decoding step, and the requests that vLLM refused."""
+        refused: list[tuple[str, Exception]] = []
         while self._incoming:
             name, prompt_ids, params = self._incoming.popleft()
-            self._engine.add_request(name, {"prompt_token_ids": list(prompt_ids)}, params)
-        return self._engine.step() if self._engine.has_unfinished_requests() else []
+            try:
+                self._engine.add_request(name, {"prompt_token_ids": list(prompt_ids)}, params)
+            except ValueError as error:
+                refused.append((name, error))
+        return self._engine.step() if self._engine.has_unfinished_requests() else [], refused
 
 
 def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -> Any:

@@ -126,6 +126,9 @@ class LearnerRank:
                 meter.timed("time/learner_optimizer_s", start)
         return meter.totals() | {"lr": lr}
 
+    def ready(self) -> None:
+        """Answers once the rank is up."""
+
     def probe_logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities at temperature 1 of fixed sequences, [len - 1] each: the first token has nothing before it."""
         lengths = torch.tensor([len(ids) for ids in token_ids])

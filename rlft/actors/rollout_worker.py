@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
@@ -21,6 +21,7 @@ from rlft.rows import pack_rows, to_rows
 from rlft.types import Completion, Group, GroupRef, Task, Trajectory, TrajectoryInfo
 
 Grade = Callable[[list[Group]], Awaitable[list[Group]]]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Collected:
 
     groups: tuple[GroupRef, ...]
     seconds: Mapping[str, float]  # rollout: until the last completion; reward: from there until graded; store
-    num_dropped: int = 0  # groups left out because their rewards were equal
+    dropped: tuple[GroupRef, ...] = ()  # groups left out of training because their rewards do not differ
 
 
 @dataclass(frozen=True)
@@ -97,21 +98,25 @@ class RolloutWorker:
     async def collect(self, tasks: Sequence[tuple[str, Task]], step: int) -> Collected:
         """Play and grade a group of trajectories for each (group id, task)."""
         config = self.config.rollout
-        groups, seconds = await self._play(tasks, config, config.group_size)
+
+        def keep(group: Group) -> tuple[Group, GroupRef]:
+            return group, self._ref(group)
+
+        kept, seconds = await self._play(tasks, config, config.group_size, keep)
         started = time.perf_counter()
         every = self.config.tracking.rollouts_every
         if every and step % every == 0:
-            await self._store(groups, step)
-        refs = tuple(self._ref(group) for group in groups)
-        return Collected(refs, {**seconds, "store": time.perf_counter() - started})
+            await self._store([group for group, _ in kept], step)
+        return Collected(tuple(ref for _, ref in kept), {**seconds, "store": time.perf_counter() - started})
 
     async def evaluate(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int) -> list[Sampled]:
         """Play and grade `samples` trajectories of each (seed label, task), without keeping their tokens."""
-        groups, _ = await self._play(tasks, sampling, samples)
-        return [
-            Sampled(task, tuple(map(describe, group.trajectories)), tuple(t.text for t in group.trajectories))
-            for (_, task), group in zip(tasks, groups, strict=True)
-        ]
+
+        def keep(group: Group) -> tuple[tuple[TrajectoryInfo, ...], tuple[str, ...]]:
+            return tuple(map(describe, group.trajectories)), tuple(t.text for t in group.trajectories)
+
+        kept, _ = await self._play(tasks, sampling, samples, keep)
+        return [Sampled(task, *what) for (_, task), what in zip(tasks, kept, strict=True)]
 
     async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Bucket) -> list[list[float]]:
         """Take new weights from memory; returns the probe's log-probabilities under them."""
@@ -125,7 +130,7 @@ class RolloutWorker:
 
     async def weight_transfer(self, method: str, *args: Any) -> None:
         """One step of a transfer by vLLM's own engines (GPU): a method of its workers."""
-        await self.engine.collective_rpc(method, *args)
+        await self.engine.transfer(method, *args)
 
     async def weights_transferred(self, version: int, probe: Sequence[Sequence[int]]) -> list[list[float]]:
         """Note that a transfer brought `version`; returns the probe's log-probabilities."""
@@ -138,19 +143,20 @@ class RolloutWorker:
             await self._writing
 
     async def _play(
-        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int
-    ) -> tuple[list[Group], dict[str, float]]:
+        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, keep: Callable[[Group], Kept]
+    ) -> tuple[list[Kept], dict[str, float]]:
+        """What `keep` makes of every graded group, each as soon as it is graded, while others are still sampled."""
         started = last_sampled = time.perf_counter()
 
-        async def play(group_id: str, task: Task) -> Group:
+        async def play(group_id: str, task: Task) -> Kept:
             nonlocal last_sampled
             policies = [PolicyHandle(self.engine, sampling, self._trajectory_seed(group_id, i)) for i in range(samples)]
             group = await run_group(task, group_id, self.make_env, policies, self.renderer, self.config.rollout.max_turns)
             last_sampled = time.perf_counter()
-            return (await self._next_grader()([group]))[0]
+            return keep((await self._next_grader()([group]))[0])
 
-        groups = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
-        return list(groups), {"rollout": last_sampled - started, "reward": time.perf_counter() - last_sampled}
+        kept = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
+        return list(kept), {"rollout": last_sampled - started, "reward": time.perf_counter() - last_sampled}
 
     def _trajectory_seed(self, group_id: str, index: int) -> int:
         return zlib.crc32(f"{self.seed}/{group_id}/{index}".encode())

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlft.actors.deadline import within
 from rlft.actors.rollout_worker import Collected, Sampled
 from rlft.config import RunConfig, SamplingConfig
 from rlft.errors import PublishError
-from rlft.types import Group, Task
+from rlft.types import Group, GroupRef, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
@@ -38,7 +39,7 @@ class Probe:
             PublishError: it is beyond the tolerance, or not a number.
         """
         gaps = [abs(a - b) for x, y in zip(engine, learner, strict=True) for a, b in zip(x, y, strict=True)]
-        gap = max(gaps) if self.dtype == "float32" else sum(gaps) / len(gaps)
+        gap = max(gaps, key=lambda g: math.inf if math.isnan(g) else g) if self.dtype == "float32" else sum(gaps) / len(gaps)
         if not gap <= TOLERANCE[self.dtype]:
             raise PublishError(
                 f"{who} does not hold the weights of version {version}: log-probabilities of the probe differ by {gap:.2g} nats "
@@ -114,18 +115,16 @@ class Rollouts:
         collected = await self._collect_once(list(itertools.islice(tasks, wanted)), step)
         if not self.config.drop_no_signal:
             return collected
-        kept = [group for group in collected.groups if group.has_signal]
+        kept, dropped = split_by_signal(collected.groups)
         seconds = dict(collected.seconds)
-        dropped = len(collected.groups) - len(kept)
         for _ in range(self.config.max_refills):
             if len(kept) >= wanted:
                 break
             more = await self._collect_once(list(itertools.islice(tasks, wanted - len(kept))), step)
-            fresh = [group for group in more.groups if group.has_signal]
-            dropped += len(more.groups) - len(fresh)
-            kept += fresh
+            fresh, empty = split_by_signal(more.groups)
+            kept, dropped = kept + fresh, dropped + empty
             seconds = {name: seconds[name] + more.seconds[name] for name in seconds}
-        return Collected(tuple(kept), seconds, dropped)
+        return Collected(kept, seconds, dropped)
 
     async def _collect_once(self, tasks: Sequence[Task], step: int) -> Collected:
         named = [(f"{next(self._numbers)}/{task.id}", task) for task in tasks]
@@ -136,6 +135,12 @@ class Rollouts:
 
     def _share(self, items: Sequence[Any]) -> list[list[Any]]:
         return [list(items[i :: len(self.workers)]) for i in range(len(self.workers))]
+
+
+def split_by_signal(groups: Sequence[GroupRef]) -> tuple[tuple[GroupRef, ...], tuple[GroupRef, ...]]:
+    """Groups whose rewards differ, and the others without the reference to their tokens."""
+    kept = tuple(group for group in groups if group.has_signal)
+    return kept, tuple(replace(group, rows=None, num_tokens=0) for group in groups if not group.has_signal)
 
 
 def slowest(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:

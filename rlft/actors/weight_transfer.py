@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from rlft.config import RunConfig
+from rlft.errors import ConfigError
 
 Transfer = Literal["nccl", "ipc"]
 
@@ -17,7 +18,10 @@ def choose_transfer(config: RunConfig) -> Transfer | None:
     """None on CPU; CUDA IPC when learner and engine share GPUs (fractions of one); else NCCL."""
     if not (config.rollout.gpus and config.learner.gpus):
         return None
-    return "ipc" if config.rollout.gpus < 1 and config.learner.gpus < 1 else "nccl"
+    shared = {config.rollout.gpus < 1, config.learner.gpus < 1}
+    if len(shared) == 2:
+        raise ConfigError("rollout.gpus and learner.gpus: give both whole GPUs, or both a fraction of one, which they then share")
+    return "ipc" if shared == {True} else "nccl"
 
 
 class SyncClient:
@@ -82,5 +86,5 @@ def connect(
         world_size = 1 + len(client.workers) * client.workers_per_engine
         info = NCCLTrainerInitInfo(master_address=address[0], master_port=address[1], world_size=world_size, rank=rank)
     else:
-        info = IPCTrainerInitInfo(rank=rank)
+        info = IPCTrainerInitInfo(rank=rank, packed=True)
     return WeightTransferTrainerFactory.trainer_init(info, client=client, source=LearnerWeights())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
+import math
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, TypeVar
 
 from rlft.envs.base import Env, EnvFn, Step
+from rlft.errors import RewardError
 from rlft.rollout.renderer import Renderer
 from rlft.types import Completion, Group, Source, Task, Trajectory, Turn
+
+Answer = TypeVar("Answer")
 
 
 class Policy(Protocol):
@@ -25,18 +29,19 @@ async def run_episode(
 
     Sampled ids are carried forward verbatim. The episode is "completed" when the
     environment says it is done after an answer that ended by itself; it is "truncated"
-    when an answer, the context or the number of turns ran out.
+    when an answer, the context or the number of turns ran out; it is "failed" when the
+    environment raised, or gave a reward that is no finite number.
     """
     turns: list[Turn] = []
     step = Step()
     try:
-        ids = renderer.render(await env.reset(), env.tools)
+        ids = renderer.render(await _ask(env.reset(), env), env.tools)
         sources = [int(Source.PROMPT)] * len(ids)
-        while True:
+        while policy.room(ids) > 0:
             tag = getattr(env, "tag", "")
             completion = await policy.generate(ids)
             action = renderer.parse(completion.token_ids)
-            step = await env.step(action)
+            step = _checked(await _ask(env.step(action), env), env)
             sources = sources + [int(Source.POLICY)] * len(completion.token_ids)
             turns.append(Turn(ids, completion, action, sources, step.reward, tag))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
@@ -45,12 +50,28 @@ async def run_episode(
             appended = renderer.extend(sampled, step.messages, env.tools)
             ids = [*ids, *sampled, *appended]
             sources = sources + [int(Source.ENVIRONMENT)] * len(appended)
-            if policy.room(ids) < 1:
-                break
+    except RewardError as error:
+        return Trajectory(task, index, tuple(turns), "failed", group_id, error=str(error))
     finally:
         await env.close()
+    if not turns:
+        return Trajectory(task, index, (), "failed", group_id, error=f"the first prompt, {len(ids)} tokens, leaves no room for an answer")
     ended = step.done and turns[-1].completion.finish_reason == "stop"
     return Trajectory(task, index, tuple(turns), "completed" if ended else "truncated", group_id, feedback=step.feedback)
+
+
+async def _ask(answer: Awaitable[Answer], env: Env) -> Answer:
+    """What the environment answers; what it raises makes the trajectory ungradable, with the cause."""
+    try:
+        return await answer
+    except Exception as error:
+        raise RewardError(f"environment {type(env).__name__!r} raised {type(error).__name__}: {error}") from error
+
+
+def _checked(step: Step, env: Env) -> Step:
+    if isinstance(step.reward, bool | int | float) and math.isfinite(step.reward):
+        return step
+    raise RewardError(f"environment {type(env).__name__!r} gave the reward {step.reward!r}; expected a finite number")
 
 
 async def run_group(task: Task, group_id: str, make_env: EnvFn, policies: Sequence[Policy], renderer: Renderer, max_turns: int) -> Group:

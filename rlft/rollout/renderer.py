@@ -96,6 +96,7 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
     if chat_template and not Path(chat_template).is_file():
         raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers.utils import cached_file
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -104,7 +105,7 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
         raise ConfigError(f"model {model!r}: no tokenizer found: give a folder in Hugging Face format or a Hub name ({error})") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes where there are no tokenizer files
         raise ConfigError(f"model {model!r}: no tokenizer found: save one beside the model (tokenizer.save_pretrained)")
-    if (Path(model) / "generation_config.json").is_file():
+    if cached_file(model, "generation_config.json", _raise_exceptions_for_missing_entries=False):  # in the folder or on the Hub
         generation = GenerationConfig.from_pretrained(model)
     listed = generation.eos_token_id
     eos_ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id} - {None}

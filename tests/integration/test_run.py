@@ -132,7 +132,8 @@ def test_a_checkpoint_is_the_trained_policy_in_hugging_face_format(run):
     config, summary, _, folder = run
     saved = AutoModelForCausalLM.from_pretrained(summary["checkpoint"], dtype=torch.float32)
     start = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [f"step-{step:06d}" for step in (config.steps // 2, config.steps)]
+    saved_at = [f"step-{step:06d}" for step in (config.steps // 2, config.steps)]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == saved_at
     ids = AutoTokenizer.from_pretrained(summary["checkpoint"])("1+1=", return_tensors="pt")["input_ids"]
     chance = [m(ids).logits[0, -1].softmax(-1)[:130].sum().item() for m in (start, saved)]
     assert chance[1] > chance[0] + 0.05  # it samples what the reward pays for

@@ -1,6 +1,7 @@
 import asyncio
 import random
 
+import pytest
 import torch
 
 from rlft.batching import collate
@@ -93,7 +94,8 @@ def test_status_follows_from_position_and_finish_reason_not_from_ids(tokenizer):
     ended = play(tokenizer, RandomPolicy(0, 9, eos), SingleTurn(TASK))
     cut = play(tokenizer, RandomPolicy(0, 9, eos, finish="length"), SingleTurn(TASK))
     out_of_turns = play(tokenizer, RandomPolicy(0, 9, eos), Echo(turns=5), max_turns=2)
-    out_of_room = play(tokenizer, RandomPolicy(0, 9, eos, context=1), Echo(turns=5))
+    prompt = len(Renderer(tokenizer, [eos]).render(TASK.messages))
+    out_of_room = play(tokenizer, RandomPolicy(0, 9, eos, context=prompt + 10), Echo(turns=5))
     assert [t.status for t in (ended, cut, out_of_turns, out_of_room)] == ["completed", "truncated", "truncated", "truncated"]
     assert [len(t.turns) for t in (ended, cut, out_of_turns, out_of_room)] == [1, 1, 2, 1]
 
@@ -110,6 +112,38 @@ def test_an_environment_is_closed_also_when_the_policy_fails(tokenizer):
         assert env.closed
     else:
         raise AssertionError("the failure of the engine must reach the caller")
+
+
+class Unwell(Echo):
+    def __init__(self, reward):
+        super().__init__(turns=3)
+        self.reward = reward
+
+    async def step(self, action):
+        if isinstance(self.reward, Exception):
+            raise self.reward
+        return Step([{"role": "user", "content": "on"}], self.reward)
+
+
+@pytest.mark.parametrize(
+    ("reward", "cause"),
+    [
+        (float("nan"), "environment 'Unwell' gave the reward nan; expected a finite number"),
+        (None, "environment 'Unwell' gave the reward None; expected a finite number"),
+        (KeyError("door"), "environment 'Unwell' raised KeyError: 'door'"),
+    ],
+)
+def test_an_environment_that_fails_makes_the_trajectory_failed_with_its_cause(tokenizer, reward, cause):
+    env = Unwell(reward)
+    trajectory = play(tokenizer, RandomPolicy(0, 9, tokenizer.eos_token_id), env)
+    assert (trajectory.status, trajectory.error) == ("failed", cause) and env.closed
+    assert play(tokenizer, RandomPolicy(0, 9, tokenizer.eos_token_id), Unwell(1.0)).status == "truncated"  # the control
+
+
+def test_a_first_prompt_that_fills_the_context_fails_without_asking_the_policy(tokenizer):
+    policy = RandomPolicy(0, 9, tokenizer.eos_token_id, context=1)
+    trajectory = play(tokenizer, policy, SingleTurn(TASK))
+    assert trajectory.status == "failed" and "leaves no room for an answer" in trajectory.error and not policy.sampled
 
 
 def test_a_group_holds_one_episode_per_policy_handle(tokenizer):

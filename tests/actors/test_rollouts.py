@@ -1,0 +1,145 @@
+import asyncio
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from rlft.actors.deadline import within
+from rlft.actors.rollout_worker import Collected
+from rlft.actors.rollouts import Probe, Rollouts
+from rlft.algorithms.grpo import grpo
+from rlft.config import validate
+from rlft.errors import ConfigError, PublishError, RewardError, StallError
+from rlft.loop import train
+from rlft.types import GroupRef, Task, TrajectoryInfo
+
+PROBE = Probe([[1, 2, 3]], "float32")
+
+
+def info(outcome, status="completed", error=""):
+    return TrajectoryInfo("t", status, outcome, {}, 1, 1, 1, 0, error=error)
+
+
+class Worker:
+    """Answers the calls that Rollouts makes of an actor; `earn(n)` gives the trajectories of the n-th group."""
+
+    def __init__(self, earn):
+        self.earn, self.asked = earn, []
+        self.collect = SimpleNamespace(remote=self._collect)
+
+    async def _collect(self, tasks, step):
+        self.asked.append(len(tasks))
+        numbers = [int(name.partition("/")[0]) for name, _ in tasks]
+        groups = [GroupRef(str(n), tuple(self.earn(n)), rows=f"rows {n}", num_tokens=4) for n in numbers]
+        return Collected(tuple(groups), {"rollout": 1.0, "reward": 0.5, "store": 0.0})
+
+
+class StillLearner:
+    def __init__(self):
+        self.trained = []
+
+    async def update(self, groups, algorithm):
+        self.trained.append([group.group_id for group in groups])
+        return {}
+
+    async def publish(self, workers, version, probe):
+        return [[-1.0, -2.0]], [[[-1.0, -2.0]]]
+
+
+def make(earn, **rollout):
+    worker = Worker(earn)
+    table = {"model": "m", "tasks_per_step": 4, "rollout": {"drop_no_signal": True, "max_refills": 2, **rollout}}
+    return worker, Rollouts([worker], validate(table), PROBE)
+
+
+def tasks():
+    return (Task(str(n), ({"role": "user", "content": "?"},)) for n in itertools.count())
+
+
+def even_differ(number):
+    return [info(0.0), info(float(number % 2 == 0))]
+
+
+def test_groups_without_signal_are_dropped_and_refilled():
+    worker, rollouts = make(even_differ)
+    collected = asyncio.run(rollouts.collect(tasks()))
+    assert worker.asked == [4, 2, 1]  # half of each are dropped, and there are two refills
+    assert [g.group_id for g in collected.groups] == ["0", "2", "4", "6"]
+    assert [g.group_id for g in collected.dropped] == ["1", "3", "5"] and not any(g.rows for g in collected.dropped)
+    assert collected.seconds["rollout"] == 3.0
+
+
+def test_without_dropping_every_group_is_kept_and_asked_for_once():
+    worker, rollouts = make(even_differ, drop_no_signal=False, max_refills=4)
+    collected = asyncio.run(rollouts.collect(tasks()))
+    assert worker.asked == [4] and len(collected.groups) == 4 and collected.dropped == ()
+
+
+class Recorder:
+    def __init__(self):
+        self.rows = []
+
+    def log(self, step, metrics):
+        self.rows.append(metrics)
+
+
+async def nothing(step):
+    pass
+
+
+def run(earn, max_failed=0.0):
+    _, rollouts = make(earn)
+    learner, recorder = StillLearner(), Recorder()
+    asyncio.run(train(tasks(), rollouts, learner, grpo(), recorder, 1, max_failed, nothing))
+    return learner.trained, recorder.rows[0]
+
+
+def test_a_step_in_which_no_group_says_anything_trains_on_nothing_and_goes_on():
+    trained, row = run(lambda number: [info(1.0), info(1.0)])
+    assert trained == [] and row["rollout/dropped"] == 12 and row["reward/mean"] == 1.0 and row["rollout/no_signal"] == 1.0
+
+
+def test_metrics_count_the_dropped_groups_too():
+    trained, row = run(even_differ)
+    assert trained == [["0", "2", "4", "6"]]
+    assert row["rollout/no_signal"] == pytest.approx(3 / 7) and row["reward/mean"] == pytest.approx(4 / 14)
+
+
+def test_failures_are_seen_although_their_groups_are_dropped():
+    with pytest.raises(RewardError, match="24 of 24 .*\n  - the grader broke"):
+        run(lambda number: [info(0.0, "failed", "the grader broke")] * 2, max_failed=0.5)
+
+
+def test_a_publish_is_checked_against_the_learner():
+    assert PROBE.compare([[-1.0, -2.0]], [[-1.0, -2.00005]], "worker", 3) == pytest.approx(5e-5)
+    for engine in ([[-1.0, -2.001]], [[-1.0, float("nan")]]):
+        with pytest.raises(PublishError, match="worker does not hold the weights of version 3"):
+            PROBE.compare(engine, [[-1.0, -2.0]], "worker", 3)
+
+
+def test_a_wait_past_its_deadline_says_who_was_waited_for():
+    async def never():
+        await asyncio.Event().wait()
+
+    with pytest.raises(StallError, match="rollout workers: no answer within 0 s"):
+        asyncio.run(within([never()], 0.01, "rollout workers"))
+
+
+def test_what_an_actor_raises_arrives_as_it_was_raised():
+    from ray.exceptions import RayActorError, RayTaskError
+
+    async def fails(error):
+        raise error
+
+    def remote(cause):
+        return RayTaskError("f", "a traceback", cause).as_instanceof_cause()
+
+    with pytest.raises(ConfigError, match="^wrong stage$"):
+        asyncio.run(within([fails(remote(ConfigError("wrong stage")))], 5, "learner"))
+    with pytest.raises(RayTaskError):  # an actor's own timeout is not the deadline of this wait
+        asyncio.run(within([fails(remote(TimeoutError("a tool")))], 5, "learner"))
+    died = RayActorError(error_msg="The actor died because of an error raised in its creation task\nrlft.errors.ConfigError: wrong stage")
+    with pytest.raises(ConfigError, match="^wrong stage$"):
+        asyncio.run(within([fails(died)], 5, "learner"))
+    with pytest.raises(StallError, match="learner: the actor died"):
+        asyncio.run(within([fails(RayActorError(error_msg="node lost"))], 5, "learner"))

@@ -1,0 +1,191 @@
+"""Clusters that are there already: the run as a Ray job, and runs that join with an address."""
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlft.starter import make_model
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+BIN = Path(sys.prefix) / "bin"
+TOKEN = "0123456789abcdef" * 4
+STEPS = 2
+
+
+def free_ports(number):
+    """Ports that are free now, held together until all are known."""
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def environment(home, **changes):
+    """A shell on the cluster: its own home, no Ray settings but these, its Python first on the path."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH"))}
+    path = os.pathsep.join([str(BIN), kept["PATH"]])
+    return {**kept, "PATH": path, "HOME": str(home), "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", **changes}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A one-node cluster with a dashboard and a token; gives the addresses and the home folder that holds the token."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    names = [
+        "port",
+        "dashboard-port",
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "metrics-export-port",
+        "ray-client-server-port",
+    ]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    with tempfile.TemporaryDirectory(prefix="rlft-", dir="/tmp") as temp:  # sockets live there, and their paths must be short
+        options = ["--num-cpus", "4", "--node-ip-address", "127.0.0.1", "--temp-dir", temp]
+        options = [*options, *(part for name, port in ports.items() for part in (f"--{name}", str(port)))]
+        env = environment(home)
+        process = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", *options], env=env, cwd=temp, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            said = list(itertools.takewhile(lambda line: "Ray runtime started" not in line, process.stdout))
+            assert process.poll() is None, "".join(said)
+            yield f"http://127.0.0.1:{ports['dashboard-port']}", f"127.0.0.1:{ports['port']}", home
+        finally:
+            mine = [process, *psutil.Process(process.pid).children(recursive=True)]
+            process.terminate()
+            process.wait(60)
+            left = [p for p in mine[1:] if p.is_running()]
+            for each in left:
+                each.kill()
+            psutil.wait_procs(left, 30)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A user's folder: model, data, a reward of their own and a run file, all named by relative paths."""
+    folder = tmp_path_factory.mktemp("project")
+    make_model(folder / "model", layers=2, width=64)
+    (folder / "tasks.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}+{n}=", "answer": str(2 * n)}) for n in range(8)))
+    (folder / "my_rewards.py").write_text("def brief(task, trajectory, *, limit=4):\n    return float(trajectory.num_sampled <= limit)\n")
+    (folder / "run.toml").write_text(
+        f"""
+        model = "model"
+        steps = {STEPS}
+        tasks_per_step = 4
+        data.source = "tasks.jsonl"
+        reward = {{ "my_rewards:brief" = {{ limit = 6 }} }}
+        rollout = {{ group_size = 4, max_tokens = 8, max_model_len = 64, max_num_seqs = 16, memory = 0.25 }}
+        learner = {{ lr = 1e-3, max_tokens_per_micro_batch = 256 }}
+        """
+    )
+    return folder
+
+
+def rlft(cwd, home, *arguments, **changes):
+    """The installed command in a shell of its own."""
+    command = [BIN / "rlft", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment(home, **changes), capture_output=True, text=True, timeout=400)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def jobs(cluster):
+    """What the cluster's jobs API lists: submitted jobs, and drivers that joined."""
+    dashboard, _, _ = cluster
+    request = urllib.request.Request(f"{dashboard}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_submitted_run_trains_inside_the_cluster_and_succeeds(cluster, project, tmp_path):
+    dashboard, _, home = cluster
+    done = rlft(project, home, "submit", "run.toml", "--address", dashboard, "--set", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"step {STEPS}/{STEPS}" in done.stdout and "SUCCEEDED" in done.stdout
+    folder = tmp_path / "run"
+    assert len([row for row in metrics(folder) if "reward/mean" in row]) == STEPS
+    assert json.loads((folder / "summary.json").read_text())["steps"] == STEPS
+    assert (folder / "checkpoints" / f"step-{STEPS:06d}" / "model.safetensors").is_file()
+    (job,) = [job for job in jobs(cluster) if job["type"] == "SUBMISSION"]
+    assert job["status"] == "SUCCEEDED" and job["driver_info"]["id"]  # its driver is the cluster's own: no second Ray was started
+
+
+def test_a_job_that_fails_tells_why_and_fails_the_command(cluster, project, tmp_path):
+    dashboard, _, home = cluster
+    overrides = ["--set", "model=./nowhere", "--set", f"run_dir={tmp_path / 'run'}"]
+    done = rlft(project, home, "submit", "run.toml", "--address", dashboard, *overrides)
+    assert done.returncode == 1
+    assert "ConfigError: model './nowhere': no such folder" in done.stdout and "FAILED" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_run_file_is_refused_before_anything_is_sent(cluster, project, tmp_path):
+    dashboard, _, home = cluster
+    before = len(jobs(cluster))
+    elsewhere = tmp_path / "run.toml"
+    elsewhere.write_text('model = "model"\n')
+    for arguments, message in [
+        (["run.toml", "--set", "stepz=3"], "ConfigError: stepz: unknown key; did you mean 'steps'?"),
+        (["none.toml"], "ConfigError: no run file 'none.toml'"),
+        ([elsewhere], "lies outside --working-dir"),
+        (["run.toml", "--command", "trian"], "ConfigError: --command 'trian': expected one of train, sft, eval"),
+    ]:
+        done = rlft(project, home, "submit", *arguments, "--address", dashboard)
+        assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(jobs(cluster)) == before
+
+
+def test_an_address_without_a_cluster_is_told_in_one_line(project, tmp_path):
+    (port,) = free_ports(1)
+    done = rlft(project, tmp_path, "submit", "run.toml", "--address", f"http://127.0.0.1:{port}")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"ConfigError: no Ray jobs API at http://127.0.0.1:{port}: ") and "http://head:8265" in done.stderr
+
+
+@pytest.mark.parametrize("token", [{}, {"RAY_AUTH_TOKEN": "f" * 64}], ids=["missing", "wrong"])
+def test_a_cluster_that_wants_a_token_says_where_to_put_it(cluster, project, tmp_path, token):
+    dashboard, _, _ = cluster
+    done = rlft(project, tmp_path, "submit", "run.toml", "--address", dashboard, **token)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ConfigError" in done.stderr and "RAY_AUTH_TOKEN or ~/.ray/auth_token" in done.stderr
+
+
+def test_a_run_joins_a_cluster_and_leaves_it_running(cluster, project, tmp_path):
+    _, address, home = cluster
+    before = {job["job_id"] for job in jobs(cluster)}
+    overrides = [f"run_dir={tmp_path / 'run'}", "reward={}", "rollout={}", f"steps={STEPS}"]
+    arguments = ["run.toml", "--address", address, *(part for override in overrides for part in ("--set", override))]
+    done = rlft(project, home, "sft", *arguments, RAY_AUTH_MODE="token")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(metrics(tmp_path / "run")) == STEPS
+    (joined,) = [job for job in jobs(cluster) if job["job_id"] not in before]
+    assert joined["type"] == "DRIVER"
+
+
+def test_joining_without_the_token_or_without_a_cluster_is_told(cluster, project, tmp_path):
+    _, address, home = cluster
+    (port,) = free_ports(1)
+    plain = ["run.toml", "--set", "reward={}", "--set", "rollout={}"]
+    for number, where in enumerate([address, f"127.0.0.1:{port}"]):
+        done = rlft(project, home, "sft", *plain, "--address", where, "--set", f"run_dir={tmp_path / str(number)}")
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert f"ConfigError: cannot join a Ray cluster at {where}: " in done.stderr
+        assert "check the address; if Ray there wants a token, set RAY_AUTH_MODE=token" in done.stderr
