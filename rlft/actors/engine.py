@@ -144,12 +144,14 @@ class Engine:
 
     def _add_and_step(self) -> tuple[list[Any], list[tuple[str, Exception]]]:
         """Outputs of one decoding step, and the requests that vLLM refused."""
+        from vllm.exceptions import VLLMClientError
+
         refused: list[tuple[str, Exception]] = []
         while self._incoming:
             name, prompt_ids, params = self._incoming.popleft()
             try:
                 self._engine.add_request(name, {"prompt_token_ids": list(prompt_ids)}, params)
-            except ValueError as error:
+            except (ValueError, VLLMClientError) as error:
                 refused.append((name, error))
         return self._engine.step() if self._engine.has_unfinished_requests() else [], refused
 
