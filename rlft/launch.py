@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import random
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from rlft.errors import ConfigError, StallError
 from rlft.rollout.renderer import Renderer
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
+CONNECT_S = 30.0
 JOIN_HINT = "check the address; if Ray there wants a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to it"
 
 
@@ -69,8 +71,9 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
     options: dict[str, Any] = {"log_to_driver": "RLFT_ACTOR_LOGS" in os.environ, "logging_level": "ERROR"}
     if address:
         try:
+            _check_open(address)
             ray.init(address=address, **options)
-        except (AuthenticationError, ConnectionError, ValueError) as error:  # without a token it is a ConnectionError too
+        except (AuthenticationError, OSError, ValueError) as error:  # without a token it is a ConnectionError
             raise ConfigError(f"cannot join a Ray cluster at {address}: {error}; {JOIN_HINT}") from error
     else:
         pool, learners = config.reward_pool.num_workers, config.learner.num_ranks * config.learner.cpus
@@ -80,6 +83,13 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
         yield
     finally:
         ray.shutdown()
+
+
+def _check_open(address: str) -> None:
+    """Ray itself tries a port that nobody listens on for more than six minutes. Raises OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 @dataclass(frozen=True)
