@@ -91,9 +91,9 @@ def lengths(rows: Rows, figure: Figure) -> bool:
 
 
 def kl(rows: Rows, figure: Figure) -> bool:
-    """Every mean `kl/*` above (extremes would flatten them), `entropy` below, whichever are there."""
+    """Every mean `kl/*` above (extremes would flatten them), `policy/entropy` below, whichever are there."""
     means = [key for key in _keys(rows, "kl/") if not key.endswith("_max")]
-    panels = [("KL divergence", means), ("Entropy", _keys(rows, "entropy"))]
+    panels = [("KL divergence", means), ("Entropy", _keys(rows, "policy/entropy"))]
     panels = [(title, keys) for title, keys in panels if keys]
     for i, (title, keys) in enumerate(panels, start=1):
         axes = _axes(figure, title, "nats per token", (len(panels), 1, i))

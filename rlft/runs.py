@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlft import report
+from rlft.actors.learner import Learner
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import assign
@@ -158,7 +160,7 @@ async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: 
         if last or _due(step, config.eval.every):
             await measure(step)
         if last or _due(step, config.tracking.save_every):
-            await learner.save(folder.checkpoints.resolve() / f"step-{step:06d}")
+            await _save(learner, folder, step, stream.position)
 
     try:
         await measure(0)
@@ -174,11 +176,10 @@ async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, fol
     algorithm = sft_algorithm()
     learner = start_learner(config, algorithm, None, folder.path.resolve())
     stream = TaskStream(tasks, config.seed, config.data.shuffle)
-    checkpoints = folder.checkpoints.resolve()
 
     async def after_step(step: int) -> None:
         if step == config.steps or _due(step, config.tracking.save_every):
-            await learner.save(checkpoints / f"step-{step:06d}")
+            await _save(learner, folder, step, stream.position)
 
     await learn(_demonstrations(stream, renderer, config), learner, algorithm, tracker, config.steps, after_step)
     tracker.finish(report.summarize_run(folder, {}, config.steps))
@@ -194,6 +195,13 @@ async def _evaluate(config: RunConfig, parts: Parts, folder: RunFolder, tracker:
     tracker.finish({f"eval_{name}": value for name, value in evaluation.summary.items()})
     report.show_samples(tracker.console, {0: evaluation})
     return report.read_summary(folder)
+
+
+async def _save(learner: Learner, folder: RunFolder, step: int, position: int) -> None:
+    """A checkpoint, and beside its weights how far the run was: steps done and tasks drawn."""
+    target = folder.checkpoints.resolve() / f"step-{step:06d}"
+    await learner.save(target)
+    (target / "progress.json").write_text(json.dumps({"step": step, "position": position}))
 
 
 def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -> Iterator[list[GroupRef]]:

@@ -22,7 +22,7 @@ def run_rows(n=60, seed=0):
         if step:
             rows.append({"step": step, "reward/mean": 0.4 + 0.4 * step / n + rng.normal(0, 0.02), "reward/std": 0.3,
                          "rollout/tokens": 9.0, "rollout/tokens_max": 24, "rollout/truncated": 0.1,
-                         "kl/ref": 0.001 * step, "kl/rollout": None, "entropy": 1 - step / n,
+                         "kl/ref": 0.001 * step, "kl/rollout": None, "policy/entropy": 1 - step / n,
                          "time/rollout_s": 1 + rng.random(), "time/learner_s": 0.7, "time/publish_s": 0.1, "time/other_s": 0.1,
                          "time/step_s": 2.5, "kl/old_max": 9.0})  # fmt: skip
     return rows
@@ -44,7 +44,7 @@ def test_a_full_run_gives_every_plot(tmp_path):
         ({"eval/mean": 0.5, "eval/low": None, "eval/high": None}, "evaluation.png"),
         ({"rollout/tokens": 3.0}, "lengths.png"),
         ({"kl/ref": 0.1}, "kl.png"),
-        ({"entropy": 0.1}, "kl.png"),
+        ({"policy/entropy": 0.1}, "kl.png"),
         ({"kl/old": 0.1, "kl/old_max": 0.2}, "kl.png"),
         ({"time/step_s": 1.0, "time/other_s": 1.0}, "timings.png"),
     ],

@@ -124,7 +124,7 @@ class LearnerRank:
                 start = time.perf_counter()
                 lr = self._step(meter, rows, part, algorithm)
                 meter.timed("time/learner_optimizer_s", start)
-        return meter.totals() | {"lr": lr}
+        return meter.totals() | {"learner/lr": lr}
 
     def ready(self) -> None:
         """Answers once the rank is up."""
@@ -248,7 +248,7 @@ class LearnerRank:
             loss = weighted_sum(per_token, micro.loss_weights)
             self._engine.backward(self._zero.exact_loss(loss, self._world_size))
             meter.add("loss/policy", loss.detach() / self._per_update)
-            meter.add_means({"entropy": entropy, **metrics}, micro.loss_mask)
+            meter.add_means({"policy/entropy": entropy, **metrics}, micro.loss_mask)
             if first and micro.old_logprobs is not None:
                 deviation = (logprobs.detach() - micro.old_logprobs).exp() - 1
                 meter.most("ratio/first_max_dev", torch.where(micro.loss_mask, deviation.abs(), 0.0).max())

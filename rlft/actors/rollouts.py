@@ -69,7 +69,7 @@ class Rollouts:
 
     def __init__(self, workers: Sequence[Any], config: RunConfig, probe: Probe) -> None:
         self.workers, self.config, self.probe = workers, config.rollout, probe
-        self.tasks_per_step = config.tasks_per_step
+        self.tasks_per_step, self.steps = config.tasks_per_step, config.steps
         self._numbers = itertools.count()
         self._step = 0
         self._ahead: deque[asyncio.Task[Collected]] = deque()
@@ -79,7 +79,7 @@ class Rollouts:
 
         With a staleness above 0 the next steps' rollouts run while the learner updates.
         """
-        while len(self._ahead) <= self.config.max_staleness:
+        while not self._ahead or (len(self._ahead) <= self.config.max_staleness and self._step < self.steps):
             self._step += 1
             self._ahead.append(asyncio.create_task(self._collect_step(tasks, self._step)))
         return await self._ahead.popleft()

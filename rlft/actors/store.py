@@ -26,7 +26,9 @@ def write_groups(path: Path, groups: Sequence[Group], renderer: Renderer, step: 
         for row in (to_rows(trajectory) or [None])
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(records), path, compression="zstd")
+    scratch = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(records), scratch, compression="zstd")
+    scratch.rename(path)  # a reader never finds half a file
 
 
 def _record(trajectory: Trajectory, step: int) -> dict[str, Any]:

@@ -75,6 +75,22 @@ def test_without_dropping_every_group_is_kept_and_asked_for_once():
     assert worker.asked == [4] and len(collected.groups) == 4 and collected.dropped == ()
 
 
+def test_rollouts_run_ahead_by_the_allowed_steps_and_not_past_the_last():
+    worker, rollouts = make(even_differ, drop_no_signal=False, max_refills=4, max_staleness=2)
+    rollouts.steps = 4
+
+    async def four_steps():
+        stream, started = tasks(), []
+        for _ in range(4):
+            await rollouts.collect(stream)
+            for _ in range(20):
+                await asyncio.sleep(0)  # what was just started gets as far as its worker
+            started.append(len(worker.asked))
+        return started
+
+    assert asyncio.run(four_steps()) == [3, 4, 4, 4]
+
+
 class Recorder:
     def __init__(self):
         self.rows = []

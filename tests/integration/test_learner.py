@@ -181,7 +181,7 @@ def test_three_clipped_steps_equal_plain_adamw(runs, stepped, head, engine, worl
             if not name.endswith("k_proj.bias"):  # its gradient is exactly zero in theory, so Adam normalises rounding noise
                 torch.testing.assert_close(weights[name], want.detach(), atol=2e-4, rtol=0)
         assert [m["grad/norm"] for m in metrics] == pytest.approx(norms, rel=1e-3)
-        assert [m["lr"] for m in metrics] == pytest.approx([1e-2, 0.75e-2, 0.5e-2])
+        assert [m["learner/lr"] for m in metrics] == pytest.approx([1e-2, 0.75e-2, 0.5e-2])
 
 
 @every_case
@@ -245,7 +245,7 @@ def test_epochs_and_minibatches_start_on_policy_and_then_move(runs, world_size):
 def test_metrics_are_the_same_on_every_rank(runs):
     first, second = (result["gradient/2/uneven/96"][1] for result in of_ranks(runs, 2, "tied"))
     assert first == second
-    assert {"loss/policy", "entropy", "kl/rollout", "kl/rollout_abs_max", "lr", "time/learner_backward_s"} <= first.keys()
+    assert {"loss/policy", "policy/entropy", "kl/rollout", "kl/rollout_abs_max", "learner/lr", "time/learner_backward_s"} <= first.keys()
 
 
 @pytest.fixture

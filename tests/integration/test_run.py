@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -134,6 +135,10 @@ def test_a_checkpoint_is_the_trained_policy_in_hugging_face_format(run):
     start = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float32)
     saved_at = [f"step-{step:06d}" for step in (config.steps // 2, config.steps)]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == saved_at
+    progress = json.loads((Path(summary["checkpoint"]) / "progress.json").read_text())
+    drawn = config.steps * config.tasks_per_step
+    assert progress["step"] == config.steps and progress["position"] >= drawn
+    assert config.rollout.drop_no_signal or progress["position"] == drawn
     ids = AutoTokenizer.from_pretrained(summary["checkpoint"])("1+1=", return_tensors="pt")["input_ids"]
     chance = [m(ids).logits[0, -1].softmax(-1)[:130].sum().item() for m in (start, saved)]
     assert chance[1] > chance[0] + 0.05  # it samples what the reward pays for
