@@ -447,7 +447,9 @@ def test_a_lost_fork_server_is_replaced():
         worker = RewardWorker(misbehave, 2, PATIENT_S)
         await worker.start()
         (server,) = psutil.Process().children()
+        grading = server.children()
         server.kill()
+        assert len(grading) == 2 and not psutil.wait_procs(grading, timeout=PATIENT_S)[1], "they die with their server"
         graded = await worker.grade([group("right", "wrong", "right")])
         count = len(living())
         await worker.close()
