@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of probe log-probabilities: largest in float32, mean in bfloat16
 
+STORE_S = 60.0  # a run that ends, well or not, waits no longer for its last file
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -108,7 +110,7 @@ class Rollouts:
         """Drop rollouts in flight and wait for stored ones to reach the disk."""
         for pending in self._ahead:
             pending.cancel()
-        await within([w.flush.remote() for w in self.workers], self.config.timeout_s, "rollout workers (storing)")
+        await within([w.flush.remote() for w in self.workers], STORE_S, "rollout workers (storing)")
 
     async def _collect_step(self, tasks: Iterator[Task], step: int) -> Collected:
         wanted = self.tasks_per_step
