@@ -129,9 +129,10 @@ class Engine:
                         self._settle(output.request_id, output)
         except Exception as error:
             self._incoming.clear()
-            self._engine.abort_request(list(self._waiting))
-            for name in list(self._waiting):
+            lost = list(self._waiting)
+            for name in lost:  # before the engine is touched again, which may be dead
                 self._settle(name, error=error)
+            await self.call(self._engine.abort_request, lost)
 
     def _settle(self, name: str, output: Any = None, error: Exception | None = None) -> None:
         future = self._waiting.pop(name)
