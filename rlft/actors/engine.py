@@ -132,7 +132,7 @@ class Engine:
             lost = list(self._waiting)
             for name in lost:  # before the engine is touched again, which may be dead
                 self._settle(name, error=error)
-            await self.call(self._engine.abort_request, lost)
+            self._engine.abort_request(lost)
 
     def _settle(self, name: str, output: Any = None, error: Exception | None = None) -> None:
         future = self._waiting.pop(name)
