@@ -33,12 +33,17 @@ class Source(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One problem. `answer` is for graders only and is never rendered into a prompt."""
+    """One problem. `answer` is for graders only and is never rendered into a prompt.
+
+    `variants` are other ways to put the same problem (the two orders of a comparison): the
+    trajectories of its group play the task and its variants in turn, and share one baseline.
+    """
 
     id: str
     messages: tuple[Message, ...]
     answer: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Turn:
     sources: Sequence[int]  # [P + C], values of Source
     reward: float = 0.0  # given by the environment for this turn
     tag: str = ""  # "attempt", "reflection", "retry", ...
+    observed: tuple[Message, ...] = ()  # what the environment said since the turn before
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,12 @@ class Trajectory:
     parts: Mapping[str, float] = field(default_factory=dict)
     feedback: str = ""  # text a reward or environment returns
     error: str = ""  # why the status is "failed"
+    ungraded: Mapping[str, str] = field(default_factory=dict)  # reward -> what kept it from a verdict: "timeout", "raised", ...
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """Everything that was said, in order, as messages."""
+        return tuple(message for turn in self.turns for message in (*turn.observed, turn.action))
 
     @property
     def text(self) -> str:
@@ -114,6 +126,7 @@ class TrajectoryInfo:
     num_turns: int
     policy_version: int  # oldest over its turns
     error: str = ""
+    ungraded: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

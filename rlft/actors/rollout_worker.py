@@ -195,4 +195,5 @@ def describe(trajectory: Trajectory) -> TrajectoryInfo:
         num_turns=len(turns),
         policy_version=min((turn.completion.policy_version for turn in turns), default=0),
         error=trajectory.error,
+        ungraded=dict(trajectory.ungraded),
     )

@@ -1,49 +1,124 @@
-"""A grader is a tuple of weighted reward functions; here is what they may return."""
+"""A grader is a tuple of terms: reward functions, each with the rule by which its value counts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rlft.errors import RewardError
+from rlft.types import Group, Task, Trajectory
 
-Verdict = tuple[float, str]  # raw value, feedback
+Verdict = tuple[float, str] | None  # raw value and feedback; None: the reward does not apply
+Kind = Literal["each", "group", "scorer"]  # grades a trajectory, a whole group, or lives in the reward worker
+Cause = Literal["raised", "ungradable", "invalid", "timeout", "crashed", "oom"]
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a reward's raw value enters the sum, and what stands in where there is none."""
+
+    name: str  # of its part
+    kind: Kind = "each"
+    weight: tuple[tuple[int, float], ...] = ((0, 1.0),)  # (step, weight), in a line between the steps
+    gate: float | None = None  # below it this reward alone counts, and the later ones are not asked
+    normalize: Literal["none", "group"] = "none"  # "group": less the group's mean, over its standard deviation
+    clip: tuple[float, float] | None = None  # after normalising
+    on_error: float | None = None  # value where there is no verdict; None: the trajectory has failed
+    optional: bool = False  # None from the reward means that it does not apply to this trajectory
+    timeout_s: float | None = None  # of one call; None: the pool's
+    memory_mb: int | None = None  # that one call may allocate
+
+    def weight_at(self, step: int) -> float:
+        """The weight of a step: constant before the first point and after the last."""
+        (at, weight), *later = self.weight
+        for next_at, next_weight in later:
+            if step < next_at:
+                return weight + (next_weight - weight) * max(0, step - at) / (next_at - at)
+            at, weight = next_at, next_weight
+        return weight
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A text whose grade is known. A reward that grades it otherwise is broken, and the run stops."""
+
+    task: Task
+    text: str
+    value: float
 
 
 @dataclass(frozen=True)
 class Term:
-    """One reward of the sum."""
+    """One reward: what to call, and how its value counts."""
 
-    name: str  # of its part
-    fn: Callable[..., Any]  # (task, trajectory), or (group) where `of_group`
-    weight: float
-    of_group: bool
-
-
-Grader = tuple[Term, ...]
+    rule: Rule
+    fn: Callable[..., Any]  # "each": (task, trajectory); "group": (group); "scorer": a Scorer
+    canaries: tuple[Canary, ...] = ()
 
 
-def verdicts(term: Term, returned: Any, count: int) -> list[Verdict]:
+@runtime_checkable
+class Scorer(Protocol):
+    """A reward that keeps a model, an engine or a connection: it lives in the reward worker, on its event loop.
+
+    Constructing one does nothing but check its options; it is made on the driver and sent to the
+    worker. `score` answers concurrent calls and returns one value (or (value, feedback)) per trajectory
+    of the group; it raises RewardError where it cannot grade.
+    """
+
+    async def start(self) -> None: ...
+    async def score(self, group: Group) -> Sequence[Any]: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a reward function says about itself, for the rules that name it."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # of its rule: timeout_s, on_error, memory_mb
+    canaries: tuple[Canary, ...] = ()
+
+
+def defaults(*, canaries: Sequence[Canary] = (), **options: Any) -> Callable[[Fn], Fn]:
+    """Decorate a reward function with options of its rule (`timeout_s`, `on_error`, `memory_mb`) and canaries."""
+
+    def decorate(fn: Fn) -> Fn:
+        fn.rlft_defaults = Defaults(options, tuple(canaries))  # type: ignore[attr-defined]
+        return fn
+
+    return decorate
+
+
+class InvalidReturn(RewardError):
+    """A reward returned something that is no verdict."""
+
+
+def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict]:
     """What a reward returned as one verdict per graded trajectory, `count` of them.
 
     A value is a finite number (True and False count as 1 and 0, numpy scalars are numbers), or
-    a pair (number, feedback text). A group reward returns one value per trajectory.
+    a pair (number, feedback text); None too where the rule is optional. All but kind "each" return
+    one value per trajectory of a group.
 
     Raises:
-        RewardError: anything else; the message names the reward, what it returned and what was expected.
+        InvalidReturn: anything else; the message names the reward, what it returned and what was expected.
     """
-    if not term.of_group:
-        return [_verdict(term.name, returned, "")]
+    if rule.kind == "each":
+        return [_verdict(rule, returned, "")]
     if isinstance(returned, (str, bytes, Mapping)) or not hasattr(returned, "__len__"):
-        raise RewardError(f"reward {term.name!r} returned {_short(returned)}; expected a list of {count} finite numbers")
+        raise InvalidReturn(f"reward {rule.name!r} returned {_short(returned)}; expected a list of {count} finite numbers")
     if len(returned) != count:
-        raise RewardError(f"reward {term.name!r} returned {len(returned)} values; expected {count}, one per trajectory of the group")
-    return [_verdict(term.name, value, f" for trajectory {i} of its group") for i, value in enumerate(returned)]
+        raise InvalidReturn(
+            f"reward {rule.name!r} returned {len(returned)} values; expected {count}, one per trajectory of the group"
+        )
+    return [_verdict(rule, value, f" for trajectory {i} of its group") for i, value in enumerate(returned)]
 
 
-def _verdict(name: str, returned: Any, where: str) -> Verdict:
+def _verdict(rule: Rule, returned: Any, where: str) -> Verdict:
+    if returned is None and rule.optional:
+        return None
     value, feedback = returned, ""
     if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], str):
         value, feedback = returned
@@ -51,10 +126,18 @@ def _verdict(name: str, returned: Any, where: str) -> Verdict:
     if not isinstance(value, (str, bytes)) and hasattr(type(value), "__float__") and getattr(value, "ndim", 0) == 0:
         number = float(value)
     if not math.isfinite(number):
-        raise RewardError(f"reward {name!r} returned {_short(returned)}{where}; expected a finite number")
+        raise InvalidReturn(f"reward {rule.name!r} returned {_short(returned)}{where}; expected a finite number")
     return number, feedback
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def spoken(task: Task, text: str) -> Trajectory:
+    """A finished trajectory in which `text` was said, without tokens: for canaries and for trying a reward."""
+    from rlft.types import Completion, Turn
+
+    turn = Turn([], Completion([], [], "stop", 0), {"role": "assistant", "content": text}, [], observed=task.messages)
+    return Trajectory(task, 0, (turn,), "completed")

@@ -35,7 +35,8 @@ async def run_episode(
     turns: list[Turn] = []
     step = Step()
     try:
-        ids = renderer.render(await _ask(env.reset(), env), env.tools)
+        observed = tuple(await _ask(env.reset(), env))
+        ids = renderer.render(observed, env.tools)
         sources = [int(Source.PROMPT)] * len(ids)
         while policy.room(ids) > 0:
             tag = getattr(env, "tag", "")
@@ -43,10 +44,10 @@ async def run_episode(
             action = renderer.parse(completion.token_ids)
             step = _checked(await _ask(env.step(action), env), env)
             sources = sources + [int(Source.POLICY)] * len(completion.token_ids)
-            turns.append(Turn(ids, completion, action, sources, step.reward, tag))
+            turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
                 break
-            sampled = list(completion.token_ids)
+            sampled, observed = list(completion.token_ids), tuple(step.messages)
             appended = renderer.extend(sampled, step.messages, env.tools)
             ids = [*ids, *sampled, *appended]
             sources = sources + [int(Source.ENVIRONMENT)] * len(appended)
@@ -75,8 +76,13 @@ def _checked(step: Step, env: Env) -> Step:
 
 
 async def run_group(task: Task, group_id: str, make_env: EnvFn, policies: Sequence[Policy], renderer: Renderer, max_turns: int) -> Group:
-    """Play one independent episode per policy handle (they differ in their seeds), at once."""
+    """Play one independent episode per policy handle (they differ in their seeds), at once; a task's variants in turn."""
+    ways = (task, *task.variants)
     played = await asyncio.gather(
-        *(run_episode(task, make_env(task), policy, renderer, max_turns, i, group_id) for i, policy in enumerate(policies))
+        *(
+            run_episode(way, make_env(way), policy, renderer, max_turns, i, group_id)
+            for i, policy in enumerate(policies)
+            for way in (ways[i % len(ways)],)
+        )
     )
     return Group(group_id, tuple(played))
