@@ -17,8 +17,16 @@ class RewardError(RlftError):
     """A trajectory could not be graded. Not the same as a reward of zero."""
 
 
+class TaskError(RewardError):
+    """The task itself cannot be graded, whatever is answered: never replaced by a reward's `on_error`."""
+
+
 class ToolError(RlftError):
     """A tool call was malformed or refused; the text is shown to the policy."""
+
+
+class SandboxError(RlftError):
+    """The sandbox cannot be had as configured; nothing was run unprotected instead."""
 
 
 class PublishError(RlftError):
