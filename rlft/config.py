@@ -39,12 +39,14 @@ class DataConfig(Section):
 
 
 class RewardPoolConfig(Section):
-    """The processes that grade."""
+    """The workers that grade."""
 
     num_workers: int = Field(default=1, ge=1)  # Ray actors
+    cpus: float = Field(default=1, gt=0)  # per worker
+    gpus: float = Field(default=0, ge=0)  # per worker, for rewards that are models
     processes: int = Field(default=1, ge=1)  # killable grading processes of each
-    timeout_s: float = Field(default=10.0, gt=0)  # limit of one trajectory's (or group's) grading
-    max_failed: float = Field(default=0.1, ge=0, le=1)  # share of a step that may fail before the run stops
+    timeout_s: float = Field(default=10.0, gt=0)  # limit of one call of a reward that names none
+    max_failed: float = Field(default=0.1, ge=0, le=1)  # share of a step that may stay ungraded before the run stops
 
 
 class SamplingConfig(Section):

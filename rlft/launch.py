@@ -76,7 +76,8 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
         except (AuthenticationError, OSError, ValueError) as error:  # without a token it is a ConnectionError
             raise ConfigError(f"cannot join a Ray cluster at {address}: {error}; {JOIN_HINT}") from error
     else:
-        pool, learners = config.reward_pool.num_workers, config.learner.num_ranks * config.learner.cpus
+        pool = config.reward_pool.num_workers * config.reward_pool.cpus
+        learners = config.learner.num_ranks * config.learner.cpus
         cpus = (config.rollout.num_workers * config.rollout.cpus + pool) * rollouts + learners * learner
         ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
     try:
@@ -162,7 +163,8 @@ def start_rollouts(
 ) -> Rollouts:
     """Start the reward workers and the rollout workers that use them."""
     pool, rollout = config.reward_pool, config.rollout
-    rewards = [spawn(RewardWorker, Slot(1, 0), grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
+    slot = Slot(pool.cpus, pool.gpus)
+    rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
     graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
     found = config.model_copy(update={"model": absolute(config.model), "chat_template": absolute(config.chat_template)})

@@ -67,11 +67,13 @@ async def learn(
 def check_failures(groups: Sequence[GroupRef | Sampled], max_failed: float) -> None:
     """Stop a run in which too many trajectories of a step or an evaluation could not be graded.
 
+    A number that stands in for a verdict (`on_error`) is not a grade either.
+
     Raises:
         RewardError: more than the share `max_failed` failed, or all did, with the first three causes.
     """
     trajectories = [t for group in groups for t in group.trajectories]
-    failed = [t for t in trajectories if t.status == "failed"]
+    failed = [t for t in trajectories if t.status == "failed" or t.ungraded]
     if failed and (len(failed) > max_failed * len(trajectories) or len(failed) == len(trajectories)):
         causes = list(dict.fromkeys(t.error for t in failed))[:3]
         listed = "".join(f"\n  - {cause}" for cause in causes)

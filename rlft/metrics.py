@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ def rollout_metrics(groups: Sequence[GroupRef], version: int) -> dict[str, float
         **({"reward/mean": fmean(outcomes), "reward/std": pstdev(outcomes)} if outcomes else {}),
         **{f"reward/{part}": fmean(values) for part, values in parts.items()},
         "rollout/failed": len(trajectories) - len(graded),
+        "rollout/ungraded": fmean(t.status == "failed" or bool(t.ungraded) for t in trajectories),
+        **Counter(f"ungraded/{part}/{cause}" for t in trajectories for part, cause in t.ungraded.items()),
         "rollout/truncated": fmean(t.status == "truncated" for t in trajectories),
         "rollout/tokens": fmean(t.num_sampled for t in trajectories),
         "rollout/tokens_max": max(t.num_sampled for t in trajectories),

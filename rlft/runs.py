@@ -21,7 +21,7 @@ from rlft.evaluation import Evaluation, evaluate_policy
 from rlft.launch import make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
 from rlft.loop import learn
 from rlft.loop import train as train_loop
-from rlft.rewards.compose import compose, pack
+from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rows import Row, demonstration_row, pack_rows
 from rlft.tracking import RunFolder, Tracker
@@ -34,7 +34,7 @@ class Parts:
 
     renderer: Renderer
     make_env: EnvFn
-    grader: bytes
+    grader: PackedGrader
     tasks: Sequence[Task]
     eval_tasks: Sequence[Task]
     bad_rows: Sequence[BadRow]

@@ -81,7 +81,7 @@ class Trajectory:
     reward: float = 0.0  # given by the reward function for the whole trajectory
     parts: Mapping[str, float] = field(default_factory=dict)
     feedback: str = ""  # text a reward or environment returns
-    error: str = ""  # why the status is "failed"
+    error: str = ""  # why the status is "failed", or why a number stands in for a verdict
     ungraded: Mapping[str, str] = field(default_factory=dict)  # reward -> what kept it from a verdict: "timeout", "raised", ...
 
     @property

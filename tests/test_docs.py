@@ -284,7 +284,7 @@ def test_the_run_file_page_has_every_option_of_what_is_built_in(name):
     if name in ALGORITHMS:
         parameters = list(inspect.signature(import_object(ALGORITHMS[name])).parameters.values())
     else:
-        parameters = list(inspect.signature(REWARDS[name]).parameters.values())[2:]
+        parameters = list(inspect.signature(import_object(REWARDS[name])).parameters.values())[2:]
     written = {option(p) for p in parameters}
     if name == "dr_grpo":  # its max_length has a default only to be told apart from a wrong one
         written = {"`max_length` (required)" if item == "`max_length` unset" else item for item in written}

@@ -1,16 +1,24 @@
-"""The reward worker: grades whole groups in killable processes, many callers at a time."""
+"""The reward worker: grades whole groups, functions in killable processes and scorers beside them, many callers at a time."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean, pstdev
 from typing import Any
 
-from rlft.rewards.compose import compose, pack
-from rlft.rewards.grader import Verdict
-from rlft.rewards.process import GradingProcesses, Report, Request, TermInfo
+from rlft.errors import RewardError
+from rlft.rewards.compose import PackedGrader, compose, pack
+from rlft.rewards.grader import Failure, Rule, Scorer, Verdict, spoken, verdicts
+from rlft.rewards.process import GradingProcesses, Report, Request
+from rlft.rewards.serve import failure, limit_of, too_slow
 from rlft.types import Group, Trajectory
+
+CANARIES_EVERY = 1000  # gradings between two looks at the canaries
 
 
 class RewardWorker:
@@ -19,98 +27,211 @@ class RewardWorker:
     Args:
         reward: a packed grader (`rlft.rewards.compose.pack`), or what `compose` takes.
         processes: grading processes of this worker.
-        timeout_s: longest time the rewards of one trajectory may take together, likewise those of one group.
+        timeout_s: longest time one call of a reward may take, where its rule names no other.
     """
 
-    def __init__(self, reward: bytes | Callable[..., Any] | Mapping[Any, Any], processes: int, timeout_s: float) -> None:
-        grader = reward if isinstance(reward, bytes) else pack(compose(reward))
-        self._processes = GradingProcesses(grader, processes, timeout_s)
+    def __init__(self, reward: PackedGrader | Callable[..., Any] | Mapping[Any, Any], processes: int, timeout_s: float) -> None:
+        self._grader = reward if isinstance(reward, PackedGrader) else pack(compose(reward))
+        self._timeout_s = timeout_s
+        self._processes = GradingProcesses(self._grader, processes, timeout_s)
+        self._started: asyncio.Task[None] | None = None
         self._graded = self._failed = 0
+        self._until_canaries = CANARIES_EVERY
+        self._ungraded: Counter[str] = Counter()
         self._seconds = 0.0
 
     async def start(self) -> None:
-        """Load the rewards and start the processes; `grade` does it too. Raises RewardError."""
-        await self._processes.start()
+        """Load the rewards, start processes and scorers, look at the canaries; `grade` does it too. Raises RewardError."""
+        if self._started is None:
+            self._started = asyncio.get_running_loop().create_task(self._start())
+        await asyncio.shield(self._started)
 
-    async def grade(self, groups: Sequence[Group]) -> list[Group]:
-        """The groups with `reward`, `parts` and `feedback` of every trajectory set.
+    async def grade(self, groups: Sequence[Group], step: int = 0) -> list[Group]:
+        """The groups with `reward`, `parts`, `feedback` and `ungraded` of every trajectory set.
 
         What could not be graded comes back as `failed` with its `error`, and reward 0 means nothing there.
         Trajectories that had failed before are not graded. Turn rewards stay as the environment gave them.
+
+        Args:
+            step: of the run, for weights that follow a schedule.
+
+        Raises:
+            RewardError: a canary was graded wrong, so nothing that this worker says can be trusted.
         """
         started = time.perf_counter()
-        terms = await self._processes.start()
-        fresh = [replace(group, trajectories=tuple(map(_cleared, group.trajectories))) for group in groups]
-        graded = await self._grade_each(fresh, {i: term for i, term in enumerate(terms) if not term.of_group})
-        graded = await self._grade_whole(graded, {i: term for i, term in enumerate(terms) if term.of_group})
-        for before, after in zip(groups, graded, strict=True):
-            tried = [new for old, new in zip(before.trajectories, after.trajectories, strict=True) if old.status != "failed"]
-            failed = sum(trajectory.status == "failed" for trajectory in tried)
-            self._failed += failed
-            self._graded += len(tried) - failed
+        await self.start()
+        sheets = [_Sheet(group, self._grader.rules) for group in groups]
+        gates = [place for place, rule in enumerate(self._grader.rules) if rule.gate is not None]
+        each = [place for place, rule in enumerate(self._grader.rules) if rule.kind == "each" and rule.gate is None]
+        await self._ask_functions(sheets, gates)
+        await asyncio.gather(self._ask_functions(sheets, each), *(self._ask_scorers(sheet) for sheet in sheets))
+        await self._ask_of_groups(sheets, step)
+        graded = [sheet.total(step) for sheet in sheets]
+        await self._count(groups, graded)
         self._seconds += time.perf_counter() - started
         return graded
 
     async def stats(self) -> dict[str, float]:
-        """Since the start: trajectories graded and failed, processes killed at their limit, seconds in `grade` over all calls."""
-        return {"graded": self._graded, "failed": self._failed, "killed": self._processes.num_killed, "seconds": self._seconds}
+        """Since the start: trajectories graded and failed, processes killed at their limit, seconds in `grade` over all calls,
+        and `<reward>/<cause>` for every cause that kept a reward from a verdict."""
+        counts = {"graded": self._graded, "failed": self._failed, "killed": self._processes.num_killed, "seconds": self._seconds}
+        return {**counts, **self._ungraded}
 
     async def close(self) -> None:
-        """End all grading processes."""
+        """End all grading processes and scorers."""
+        for scorer in self._grader.scorers.values():
+            await scorer.close()
         await self._processes.close()
 
-    async def _grade_each(self, groups: list[Group], terms: Mapping[int, TermInfo]) -> list[Group]:
-        if not terms:
-            return groups
-        requests = []
-        for group in groups:
-            subjects = {i: trajectory for i, trajectory in enumerate(group.trajectories) if trajectory.status != "failed"}
-            requests.append(Request(subjects, [(item, index) for item in subjects for index in terms]))
-        reports = await self._processes.evaluate(requests)
-        return [_with_own_rewards(group, report, terms) for group, report in zip(groups, reports, strict=True)]
+    async def _start(self) -> None:
+        await asyncio.gather(self._processes.start(), *(scorer.start() for scorer in self._grader.scorers.values()))
+        await self._look_at_canaries()
 
-    async def _grade_whole(self, groups: list[Group], terms: Mapping[int, TermInfo]) -> list[Group]:
-        if not terms:
-            return groups
-        kept = [replace(group, trajectories=tuple(t for t in group.trajectories if t.status != "failed")) for group in groups]
-        requests = [Request({0: group}, [(0, index) for index in terms if group.trajectories]) for group in kept]
-        reports = await self._processes.evaluate(requests)
-        return [_with_group_rewards(group, report, terms) for group, report in zip(groups, reports, strict=True)]
+    async def _look_at_canaries(self) -> None:
+        known = self._grader.canaries
+        subjects = {i: spoken(canary.task, canary.text) for i, (_, canary) in enumerate(known)}
+        (report,) = await self._processes.evaluate([Request(subjects, [(i, place) for i, (place, _) in enumerate(known)])])
+        for i, (place, canary) in enumerate(known):
+            found = report.verdicts[i, place][0] if (i, place) in report.verdicts else None
+            if found is None or abs(found[0] - canary.value) > 1e-9:
+                got = report.failures[i, place].text if (i, place) in report.failures else f"graded {found and found[0]}"
+                raise RewardError(
+                    f"reward {self._grader.rules[place].name!r} fails its canary: {canary.text!r} against {canary.task.answer!r} "
+                    f"must be graded {canary.value:g}, but: {got}; its verdicts cannot be trusted"
+                )
+
+    async def _ask_functions(self, sheets: Sequence[_Sheet], places: Sequence[int]) -> None:
+        if not places:
+            return
+        requests = [Request(sheet.open(), [(item, place) for item in sheet.open() for place in places]) for sheet in sheets]
+        for sheet, report in zip(sheets, await self._processes.evaluate(requests), strict=True):
+            sheet.take(report)
+
+    async def _ask_scorers(self, sheet: _Sheet) -> None:
+        await asyncio.gather(*(self._ask_scorer(sheet, place, scorer) for place, scorer in self._grader.scorers.items()))
+
+    async def _ask_scorer(self, sheet: _Sheet, place: int, scorer: Scorer) -> None:
+        rule, asked = self._grader.rules[place], sheet.open()
+        if not asked:
+            return
+        try:
+            async with asyncio.timeout(limit_of(rule, self._timeout_s)):
+                returned = await scorer.score(replace(sheet.group, trajectories=tuple(asked.values())))
+            found = verdicts(rule, returned, len(asked))
+        except TimeoutError:
+            sheet.fail(asked, place, too_slow(rule, self._timeout_s))
+        except Exception as error:
+            sheet.fail(asked, place, failure(rule, error))
+        else:
+            sheet.verdicts.update({(item, place): verdict for item, verdict in zip(asked, found, strict=True)})
+
+    async def _ask_of_groups(self, sheets: Sequence[_Sheet], step: int) -> None:
+        """Group rewards, one after the other: each sees the parts of those before it."""
+        for place, rule in enumerate(self._grader.rules):
+            if rule.kind != "group":
+                continue
+            asked = [sheet.standing() for sheet in sheets]
+            subjects = [sheet.total(step, who) for sheet, who in zip(sheets, asked, strict=True)]
+            requests = [Request({0: group}, [(0, place)] if group.trajectories else []) for group in subjects]
+            for sheet, who, report in zip(sheets, asked, await self._processes.evaluate(requests), strict=True):
+                if (0, place) in report.failures:
+                    sheet.fail(who, place, report.failures[0, place])
+                elif who:
+                    sheet.verdicts.update({(item, place): v for item, v in zip(who, report.verdicts[0, place], strict=True)})
+
+    async def _count(self, before: Sequence[Group], after: Sequence[Group]) -> None:
+        for old, new in zip(before, after, strict=True):
+            tried = [t for was, t in zip(old.trajectories, new.trajectories, strict=True) if was.status != "failed"]
+            failed = sum(t.status == "failed" for t in tried)
+            self._failed += failed
+            self._graded += len(tried) - failed
+            self._until_canaries -= len(tried)
+            self._ungraded.update(f"{part}/{cause}" for t in tried for part, cause in t.ungraded.items())
+        if self._grader.canaries and self._until_canaries <= 0:
+            self._until_canaries = CANARIES_EVERY
+            await self._look_at_canaries()
 
 
-def _cleared(trajectory: Trajectory) -> Trajectory:
-    return trajectory if trajectory.status == "failed" else replace(trajectory, reward=0.0, error="")
+class _Sheet:
+    """What is known so far about the trajectories of one group, by item (its place in the group) and by term."""
 
+    def __init__(self, group: Group, rules: Sequence[Rule]) -> None:
+        self.group, self._rules = group, rules
+        self.verdicts: dict[tuple[int, int], Verdict] = {}
+        self._failures: dict[tuple[int, int], Failure] = {}
 
-def _with_own_rewards(group: Group, report: Report, terms: Mapping[int, TermInfo]) -> Group:
-    graded = []
-    for item, trajectory in enumerate(group.trajectories):
-        if item in report.errors:
-            trajectory = _fail(trajectory, report.errors[item])
-        elif trajectory.status != "failed":
-            trajectory = _add(trajectory, [(term, report.verdicts[item, index][0]) for index, term in terms.items()])
-        graded.append(trajectory)
-    return replace(group, trajectories=tuple(graded))
+    def standing(self) -> dict[int, Trajectory]:
+        """Trajectories that have not failed."""
+        lost = {item for (item, place), why in self._failures.items() if why.stops(self._rules[place])}
+        return {i: t for i, t in enumerate(self.group.trajectories) if t.status != "failed" and i not in lost}
 
+    def open(self) -> dict[int, Trajectory]:
+        """Those of them that passed every gate asked so far."""
+        return {item: t for item, t in self.standing().items() if self._shut_by(item) is None}
 
-def _with_group_rewards(group: Group, report: Report, terms: Mapping[int, TermInfo]) -> Group:
-    graded, position = [], 0
-    for trajectory in group.trajectories:
-        if trajectory.status != "failed" and 0 in report.errors:
-            trajectory = _fail(trajectory, report.errors[0])
-        elif trajectory.status != "failed":
-            trajectory = _add(trajectory, [(term, report.verdicts[0, index][position]) for index, term in terms.items()])
-            position += 1
-        graded.append(trajectory)
-    return replace(group, trajectories=tuple(graded))
+    def take(self, report: Report) -> None:
+        self.verdicts.update({call: found[0] for call, found in report.verdicts.items()})
+        self._failures.update(report.failures)
 
+    def fail(self, items: Mapping[int, Trajectory], place: int, why: Failure) -> None:
+        self._failures.update({(item, place): why for item in items})
 
-def _fail(trajectory: Trajectory, why: str) -> Trajectory:
-    return replace(trajectory, status="failed", error=why, reward=0.0)
+    def total(self, step: int, items: Collection[int] | None = None) -> Group:
+        """The group (or some of its items) with what is known so far: parts, feedback, and the weighted sum as the reward."""
+        standing = self.standing()
+        counted = {place: self._counted(place, standing) for place in range(len(self._rules))}
+        trajectories = [
+            self._graded(item, trajectory, counted, step) if item in standing else self._lost(item, trajectory)
+            for item, trajectory in enumerate(self.group.trajectories)
+            if items is None or item in items
+        ]
+        return replace(self.group, trajectories=tuple(trajectories))
 
+    def _raw(self, item: int, place: int) -> float | None:
+        """A reward's value, or what stands in for it; None where it does not apply or was not asked."""
+        if (item, place) in self._failures:
+            return self._rules[place].on_error
+        found = self.verdicts.get((item, place))
+        return found and found[0]
 
-def _add(trajectory: Trajectory, given: Sequence[tuple[TermInfo, Verdict]]) -> Trajectory:
-    total = trajectory.reward + sum(term.weight * value for term, (value, _) in given)
-    parts = {**trajectory.parts, **{term.name: value for term, (value, _) in given}}
-    said = [trajectory.feedback, *(feedback for _, (_, feedback) in given)]
-    return replace(trajectory, reward=total, parts=parts, feedback="\n".join(filter(None, said)))
+    def _shut_by(self, item: int) -> int | None:
+        """The gate that an item did not pass."""
+        for place, rule in enumerate(self._rules):
+            value = self._raw(item, place) if rule.gate is not None else None
+            if value is not None and rule.gate is not None and value < rule.gate:
+                return place
+        return None
+
+    def _counted(self, place: int, items: Mapping[int, Trajectory]) -> dict[int, float]:
+        """Values of one reward as they enter the sum: normalised, clipped, not yet weighted."""
+        rule = self._rules[place]
+        values = {item: value for item in items if (value := self._raw(item, place)) is not None}
+        if rule.normalize == "group" and values:
+            center, spread = fmean(values.values()), pstdev(values.values())
+            values = {item: (value - center) / spread if spread > 0 else 0.0 for item, value in values.items()}
+        low, high = rule.clip or (-math.inf, math.inf)
+        return {item: min(high, max(low, value)) for item, value in values.items()}
+
+    def _graded(self, item: int, trajectory: Trajectory, counted: Mapping[int, Mapping[int, float]], step: int) -> Trajectory:
+        gate = self._shut_by(item)
+        counting = range(len(self._rules)) if gate is None else [gate]
+        parts, said = dict(trajectory.parts), [trajectory.feedback]
+        for place, rule in enumerate(self._rules):
+            value, found = self._raw(item, place), self.verdicts.get((item, place))
+            if value is not None:
+                parts[rule.name] = value
+            if found:
+                said.append(found[1])
+        reward = sum(self._rules[p].weight_at(step) * counted[p][item] for p in counting if item in counted[p])
+        graded = replace(trajectory, reward=float(reward), parts=parts, feedback="\n".join(filter(None, said)))
+        reasons = [why.text for (i, _), why in self._failures.items() if i == item]
+        return replace(graded, ungraded=self._causes(item), error=reasons[0] if reasons else "")
+
+    def _lost(self, item: int, trajectory: Trajectory) -> Trajectory:
+        if trajectory.status == "failed":
+            return trajectory
+        reasons = [why.text for (i, place), why in self._failures.items() if i == item and why.stops(self._rules[place])]
+        return replace(trajectory, status="failed", error=reasons[0], reward=0.0, ungraded=self._causes(item))
+
+    def _causes(self, item: int) -> dict[str, str]:
+        return {self._rules[place].name: why.cause for (i, place), why in self._failures.items() if i == item}

@@ -20,7 +20,7 @@ from rlft.rollout.renderer import load_renderer
 from rlft.rows import pack_rows, to_rows
 from rlft.types import Completion, Group, GroupRef, Task, Trajectory, TrajectoryInfo
 
-Grade = Callable[[list[Group]], Awaitable[list[Group]]]
+Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
 Kept = TypeVar("Kept")
 
 
@@ -63,7 +63,7 @@ class RolloutWorker:
     Args:
         config: the run.
         make_env: builds an environment from a task.
-        graders: one `grade(groups) -> groups` call per reward worker; used in turn.
+        graders: one `grade(groups, step) -> groups` call per reward worker; used in turn.
         put: keeps a value for the learner ranks and returns a reference to it.
         folder: where stored rollouts go.
         index: which worker this is.
@@ -102,20 +102,20 @@ class RolloutWorker:
         def keep(group: Group) -> tuple[Group, GroupRef]:
             return group, self._ref(group)
 
-        kept, seconds = await self._play(tasks, config, config.group_size, keep)
+        kept, seconds = await self._play(tasks, config, config.group_size, step, keep)
         started = time.perf_counter()
         every = self.config.tracking.rollouts_every
         if every and step % every == 0:
             await self._store([group for group, _ in kept], step)
         return Collected(tuple(ref for _, ref in kept), {**seconds, "store": time.perf_counter() - started})
 
-    async def evaluate(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int) -> list[Sampled]:
+    async def evaluate(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int) -> list[Sampled]:
         """Play and grade `samples` trajectories of each (seed label, task), without keeping their tokens."""
 
         def keep(group: Group) -> tuple[tuple[TrajectoryInfo, ...], tuple[str, ...]]:
             return tuple(map(describe, group.trajectories)), tuple(t.text for t in group.trajectories)
 
-        kept, _ = await self._play(tasks, sampling, samples, keep)
+        kept, _ = await self._play(tasks, sampling, samples, step, keep)
         return [Sampled(task, *what) for (_, task), what in zip(tasks, kept, strict=True)]
 
     async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Bucket) -> list[list[float]]:
@@ -143,7 +143,7 @@ class RolloutWorker:
             await self._writing
 
     async def _play(
-        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, keep: Callable[[Group], Kept]
+        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int, keep: Callable[[Group], Kept]
     ) -> tuple[list[Kept], dict[str, float]]:
         """What `keep` makes of every graded group, each as soon as it is graded, while others are still sampled."""
         started = last_sampled = time.perf_counter()
@@ -153,7 +153,7 @@ class RolloutWorker:
             policies = [PolicyHandle(self.engine, sampling, self._trajectory_seed(group_id, i)) for i in range(samples)]
             group = await run_group(task, group_id, self.make_env, policies, self.renderer, self.config.rollout.max_turns)
             last_sampled = time.perf_counter()
-            return keep((await self._next_grader()([group]))[0])
+            return keep((await self._next_grader()([group], step))[0])
 
         kept = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
         return list(kept), {"rollout": last_sampled - started, "reward": time.perf_counter() - last_sampled}

@@ -57,8 +57,8 @@ class Grading:
     worker: Any
     timeout_s: float
 
-    async def __call__(self, groups: list[Group]) -> list[Group]:
-        return (await within([self.worker.grade.remote(groups)], self.timeout_s, "reward worker"))[0]
+    async def __call__(self, groups: list[Group], step: int) -> list[Group]:
+        return (await within([self.worker.grade.remote(groups, step)], self.timeout_s, "reward worker"))[0]
 
 
 class Rollouts:
@@ -94,7 +94,7 @@ class Rollouts:
         """`samples` graded trajectories of every task; `label` seeds the sampling."""
         named = [(f"{label}/{task.id}", task) for task in tasks]
         shares = self._share(named)
-        calls = [w.evaluate.remote(share, sampling, samples) for w, share in zip(self.workers, shares, strict=True) if share]
+        calls = [w.evaluate.remote(share, sampling, samples, self._step) for w, share in zip(self.workers, shares, strict=True) if share]
         return [sampled for part in await within(calls, self.config.timeout_s, "rollout workers (evaluation)") for sampled in part]
 
     async def load_weights(self, learner: Learner, version: int) -> dict[str, float]:

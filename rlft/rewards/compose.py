@@ -5,78 +5,103 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cloudpickle
 
 from rlft.config import bind, import_object
 from rlft.errors import ConfigError
-from rlft.rewards import builtin
-from rlft.rewards.grader import Grader, Term
+from rlft.rewards.grader import Canary, Defaults, Kind, Rule, Scorer, Term
 
-BUILTIN: dict[str, Callable[..., float]] = {
-    "exact_match": builtin.exact_match,
-    "number_match": builtin.number_match,
-    "regex": builtin.regex,
-    "format_tags": builtin.format_tags,
-    "length": builtin.length,
-    "overlong": builtin.overlong,
+# What ships, by module of this package.
+_SHIPPED = {
+    "builtin": ("exact_match", "number_match", "regex", "format_tags", "length", "overlong"),
 }
+BUILTIN: dict[str, str] = {name: f"rlft.rewards.{module}:{name}" for module, names in _SHIPPED.items() for name in names}
+RULE_KEYS = ("weight", "gate", "normalize", "clip", "on_error", "optional", "timeout_s", "memory_mb")
 
 
-def compose(reward: Callable[..., Any] | Mapping[Any, Any]) -> Grader:
+@dataclass(frozen=True)
+class PackedGrader:
+    """A grader on its way to a reward worker: rules and scorers as they are, functions as bytes for the grading processes."""
+
+    rules: tuple[Rule, ...]
+    functions: bytes  # of the terms that are no scorers
+    scorers: Mapping[int, Scorer]  # by the term's place
+    canaries: tuple[tuple[int, Canary], ...]  # with the term's place
+
+
+def compose(reward: Callable[..., Any] | Scorer | Mapping[Any, Any]) -> tuple[Term, ...]:
     """The grader that a table describes.
 
     Args:
-        reward: one function (weight 1), or {reward: weight} or {reward: {"weight": w, option: value}},
-            where a reward is a built-in name, "module:attribute" or a function. A function whose first
+        reward: one function (weight 1), or {reward: weight} or {reward: {"weight": w, option: value}}.
+            A reward is a built-in name, "module:attribute", a function or a `Scorer`; with the option
+            `fn` naming the reward, the key is a name of your own for its part. A function whose first
             parameter is named `group` grades a whole Group and returns one value per trajectory; it
             runs after the others and sees their parts. Any other takes (task, trajectory). Both may be
             async. An empty table grades nothing: what the environment gave is all there is.
 
     Raises:
-        ConfigError: unknown name or option, missing option, wrong weight, or two parts of one name.
+        ConfigError: unknown name or option, missing option, wrong rule, or two parts of one name.
     """
     table = reward if isinstance(reward, Mapping) else {reward: 1.0}
     grader = tuple(_term(key, spec) for key, spec in table.items())
-    names = [term.name for term in grader]
+    names = [term.rule.name for term in grader]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"reward: two rewards are named {name!r}; parts are logged by name, so rename one")
+            raise ConfigError(f"reward: two rewards are named {name!r}; parts are logged by name, so name one with the option 'fn'")
     return grader
 
 
-def pack(grader: Grader) -> bytes:
-    """A grader as bytes for the grading processes, functions of a script or notebook included."""
-    return cloudpickle.dumps(grader)
+def pack(grader: Sequence[Term]) -> PackedGrader:
+    """A grader as a reward worker takes it, functions of a script or notebook included."""
+    scorers = {place: term.fn for place, term in enumerate(grader) if isinstance(term.fn, Scorer)}
+    functions = [None if place in scorers else term.fn for place, term in enumerate(grader)]
+    canaries = tuple((place, canary) for place, term in enumerate(grader) for canary in term.canaries)
+    return PackedGrader(tuple(term.rule for term in grader), cloudpickle.dumps(functions), scorers, canaries)
 
 
-def _term(key: str | Callable[..., Any], spec: float | Mapping[str, Any]) -> Term:
+def _term(key: Any, spec: Any) -> Term:
     options = dict(spec) if isinstance(spec, Mapping) else {"weight": spec}
-    weight = options.pop("weight", 1.0)
-    name = key.rpartition(":")[2].rpartition(".")[2] if isinstance(key, str) else _name(key)
+    target = options.pop("fn", key)
+    name = _name(key)
     where = f"reward.{key if isinstance(key, str) else name}"
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
-        raise ConfigError(f"{where}: weight {weight!r}; expected a finite number")
     if "name" in options:
         raise ConfigError(f"{where}: a reward cannot have an option called 'name'")
-    target = import_object(key) if isinstance(key, str) and ":" in key else key
-    if not isinstance(target, str) and not callable(target):
-        raise ConfigError(f"{where}: {target!r} is not a function")
-    names = BUILTIN if isinstance(target, str) else {name: target}
-    fn = bind({"name": target if isinstance(target, str) else name, **options}, names, "reward")
-    return Term(name, fn, float(weight), _grades_group(fn, where))
+    found = import_object(target) if isinstance(target, str) and ":" in target else target
+    if not isinstance(found, (str, Scorer)) and not callable(found):
+        raise ConfigError(f"{where}: {found!r} is not a function")
+    given = {option: options.pop(option) for option in RULE_KEYS if option in options}
+    if isinstance(found, Scorer) and not isinstance(found, type):
+        fn, kind = found, "scorer"
+    else:
+        names = BUILTIN if isinstance(found, str) else {name: found}
+        fn = bind({"name": found if isinstance(found, str) else name, **options}, names, "reward")
+        fn, kind = _settle(fn, where)
+    own = getattr(fn.func if isinstance(fn, functools.partial) else fn, "rlft_defaults", Defaults())
+    canaries = () if isinstance(fn, functools.partial) else own.canaries  # what is known holds for the defaults
+    return Term(_rule(name, kind, {**own.options, **given}, where), fn, canaries)
 
 
-def _name(fn: Callable[..., Any]) -> str:
-    if isinstance(fn, functools.partial):
-        return _name(fn.func)
-    return getattr(fn, "__name__", type(fn).__name__)
+def _name(key: Any) -> str:
+    if isinstance(key, str):
+        return key.rpartition(":")[2].rpartition(".")[2]
+    if isinstance(key, functools.partial):
+        return _name(key.func)
+    return getattr(key, "__name__", type(key).__name__)
 
 
-def _grades_group(fn: Callable[..., Any], where: str) -> bool:
-    """Whether a reward takes a group; checks that it can be called at all."""
+def _settle(fn: Any, where: str) -> tuple[Any, Kind]:
+    """What to call and how; checks that it can be called at all. A class of scorers is made one."""
+    made = fn.func if isinstance(fn, functools.partial) else fn
+    if isinstance(made, type) and isinstance(made, Scorer):
+        try:
+            return fn(), "scorer"
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}") from None
     signature = inspect.signature(fn)
     of_group = next(iter(signature.parameters), "") == "group"
     try:
@@ -84,4 +109,57 @@ def _grades_group(fn: Callable[..., Any], where: str) -> bool:
     except TypeError as error:
         expected = "(group, *, options)" if of_group else "(task, trajectory, *, options)"
         raise ConfigError(f"{where}: {error}; a reward is called as {expected}") from None
-    return of_group
+    return fn, "group" if of_group else "each"
+
+
+def _rule(name: str, kind: Kind, given: Mapping[str, Any], where: str) -> Rule:
+    rule = Rule(name, kind, _weight(given.get("weight", 1.0), where))
+    for key in ("gate", "on_error", "timeout_s"):
+        if key in given:
+            rule = replace(rule, **{key: _number(given[key], key, where)})
+    if "clip" in given:
+        low, high = _pair(given["clip"], where)
+        rule = replace(rule, clip=(low, high))
+    rule = replace(rule, normalize=given.get("normalize", "none"), optional=given.get("optional", False), memory_mb=given.get("memory_mb"))
+    problems = {
+        f"normalize {rule.normalize!r}; expected 'none' or 'group'": rule.normalize not in ("none", "group"),
+        f"optional {rule.optional!r}; expected true or false": not isinstance(rule.optional, bool),
+        f"timeout_s {rule.timeout_s}; expected a positive number of seconds": rule.timeout_s is not None and rule.timeout_s <= 0,
+        f"memory_mb {rule.memory_mb!r}; expected a positive whole number": not _is_memory(rule.memory_mb),
+        "memory_mb applies to rewards that run in the grading processes": kind == "scorer" and rule.memory_mb is not None,
+        "gate applies to rewards of one trajectory": kind != "each" and rule.gate is not None,
+    }
+    for problem, found in problems.items():
+        if found:
+            raise ConfigError(f"{where}: {problem}")
+    return rule
+
+
+def _weight(given: Any, where: str) -> tuple[tuple[int, float], ...]:
+    """A weight, or points [step, weight] between which it moves in a line."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return ((0, _number(given, "weight", where)),)
+    points = [point for point in given if isinstance(point, Sequence) and len(point) == 2]
+    steps = [step for step, _ in points]
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)
+    if not points or len(points) < len(given) or not whole or steps != sorted(set(steps)):
+        raise ConfigError(f"{where}: weight {given!r}; expected a number, or [[step, weight], ...] with steps that rise")
+    return tuple((step, _number(weight, "weight", where)) for step, weight in points)
+
+
+def _pair(given: Any, where: str) -> tuple[float, float]:
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2:
+        low, high = (_number(bound, "clip", where) for bound in given)
+        if low < high:
+            return low, high
+    raise ConfigError(f"{where}: clip {given!r}; expected [low, high]")
+
+
+def _number(given: Any, key: str, where: str) -> float:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+        raise ConfigError(f"{where}: {key} {given!r}; expected a finite number")
+    return float(given)
+
+
+def _is_memory(given: Any) -> bool:
+    return given is None or (isinstance(given, int) and not isinstance(given, bool) and given > 0)

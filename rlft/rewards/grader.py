@@ -12,7 +12,7 @@ from rlft.types import Group, Task, Trajectory
 
 Verdict = tuple[float, str] | None  # raw value and feedback; None: the reward does not apply
 Kind = Literal["each", "group", "scorer"]  # grades a trajectory, a whole group, or lives in the reward worker
-Cause = Literal["raised", "ungradable", "invalid", "timeout", "crashed", "oom"]
+Cause = Literal["raised", "ungradable", "task", "invalid", "timeout", "crashed", "oom"]
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
@@ -55,8 +55,24 @@ class Term:
     """One reward: what to call, and how its value counts."""
 
     rule: Rule
-    fn: Callable[..., Any]  # "each": (task, trajectory); "group": (group); "scorer": a Scorer
+    fn: Any  # "each": called with (task, trajectory); "group": with (group); "scorer": a Scorer
     canaries: tuple[Canary, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a reward gave no verdict.
+
+    "raised" an exception, found the answer "ungradable" or the "task" broken, returned something "invalid",
+    ran into its "timeout", "crashed" its process, or ran out of memory ("oom").
+    """
+
+    cause: Cause
+    text: str
+
+    def stops(self, rule: Rule) -> bool:
+        """Whether the trajectory has failed, since nothing may stand in for the verdict."""
+        return rule.on_error is None or self.cause == "task"
 
 
 @runtime_checkable
@@ -119,12 +135,13 @@ def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict]:
 def _verdict(rule: Rule, returned: Any, where: str) -> Verdict:
     if returned is None and rule.optional:
         return None
-    value, feedback = returned, ""
+    value: Any = returned
+    feedback = ""
     if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], str):
         value, feedback = returned
     number = math.nan
     if not isinstance(value, (str, bytes)) and hasattr(type(value), "__float__") and getattr(value, "ndim", 0) == 0:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
     if not math.isfinite(number):
         raise InvalidReturn(f"reward {rule.name!r} returned {_short(returned)}{where}; expected a finite number")
     return number, feedback

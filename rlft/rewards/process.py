@@ -16,13 +16,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import cloudpickle
 
 from rlft.errors import RewardError
-from rlft.rewards.grader import Verdict
-from rlft.rewards.serve import Call, encode, too_slow
+from rlft.rewards.compose import PackedGrader
+from rlft.rewards.grader import Cause, Failure, Rule, Verdict
+from rlft.rewards.serve import Call, encode, limit_of, too_slow
 from rlft.types import Group, Trajectory
 
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlft.rewards.zygote import main; main(*map(int, sys.argv[2:]))"
@@ -35,17 +36,8 @@ MAX_LOST = 3  # times that a request is given to a process which dies before its
 
 
 @dataclass(frozen=True)
-class TermInfo:
-    """What the caller knows of a reward: everything but its code."""
-
-    name: str
-    weight: float
-    of_group: bool
-
-
-@dataclass(frozen=True)
 class Request:
-    """Calls of rewards on subjects. A failed call fails its item; items are independent of each other."""
+    """Calls of rewards on subjects. A call that fails for good ends its item; items are independent of each other."""
 
     subjects: Mapping[int, Trajectory | Group]
     calls: Sequence[Call]
@@ -53,10 +45,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a request: every item's verdicts, or why it could not be graded."""
+    """What came of a request: every call's verdicts, or why there are none."""
 
     verdicts: dict[Call, list[Verdict]] = field(default_factory=dict)
-    errors: dict[int, str] = field(default_factory=dict)
+    failures: dict[Call, Failure] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)  # items whose other calls are off
+
+    def fail(self, call: Call, why: Failure, rule: Rule) -> None:
+        self.failures.setdefault(call, why)
+        if why.stops(rule):
+            self.ended.add(call[0])
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class _Piece:
     lost: int = 0
 
     def left(self) -> list[Call]:
-        return [call for call in self.calls if call not in self.report.verdicts and call[0] not in self.report.errors]
+        settled = self.report.verdicts.keys() | self.report.failures.keys()
+        return [call for call in self.calls if call not in settled and call[0] not in self.report.ended]
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,13 @@ class GradingProcesses:
     """A fixed number of grading processes, shared by all callers on one event loop.
 
     Args:
-        grader: a packed grader (`compose.pack`); it is loaded in the processes only.
+        grader: a packed grader (`compose.pack`); its functions are loaded in the processes only.
         processes: how many.
-        limit_s: longest time one item may take, all its rewards together.
+        limit_s: longest time one call may take, where its rule names no other.
     """
 
-    def __init__(self, grader: bytes, processes: int, limit_s: float) -> None:
+    def __init__(self, grader: PackedGrader, processes: int, limit_s: float) -> None:
         self._grader, self._number, self._limit_s = grader, processes, limit_s
-        self._terms: tuple[TermInfo, ...] = ()
         self._started: asyncio.Task[None] | None = None
         self._closed = False
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -111,8 +109,8 @@ class GradingProcesses:
         self._background: set[asyncio.Task[Any]] = set()
         self.num_killed = 0
 
-    async def start(self) -> tuple[TermInfo, ...]:
-        """Load the grader and start all processes, unless that is done. The grader's terms.
+    async def start(self) -> None:
+        """Load the grader and start all processes, unless that is done.
 
         Raises:
             RewardError: the grader cannot be loaded.
@@ -120,7 +118,6 @@ class GradingProcesses:
         if self._started is None:
             self._started = self._spawn(self._start())
         await asyncio.shield(self._started)
-        return self._terms
 
     async def evaluate(self, requests: Sequence[Request]) -> list[Report]:
         """Make all calls. Concurrent callers take turns at the processes."""
@@ -177,12 +174,13 @@ class GradingProcesses:
             add([replace(piece, calls=left, lost=piece.lost + 1)])
         elif talk.at is None:
             why = f"did not begin within {START_S:g} s" if talk.late else f"died before it began ({ended})"
-            piece.report.errors.update({item: f"a grading process {why}" for item, _ in left})
+            for call in left:
+                piece.report.fail(call, Failure("crashed", f"a grading process {why}"), self._grader.rules[call[1]])
         else:
-            item, term = talk.at
-            name = self._terms[term].name
-            killed, died = f"{too_slow(name, self._limit_s)} and was killed", f"reward {name!r}: grading process died ({ended})"
-            piece.report.errors[item] = killed if talk.late else died
+            rule = self._grader.rules[talk.at[1]]
+            slow = too_slow(rule, self._limit_s)
+            died = Failure("crashed", f"reward {rule.name!r}: grading process died ({ended})")
+            piece.report.fail(talk.at, replace(slow, text=f"{slow.text} and was killed") if talk.late else died, rule)
             add(_split(replace(piece, calls=piece.left(), lost=0), self._number))
 
     async def _converse(self, child: _Child, piece: _Piece, talk: _Talk) -> None:
@@ -200,16 +198,17 @@ class GradingProcesses:
                     return
                 match json.loads(line):
                     case ["at", int(item), int(term)]:
-                        if not talk.gathering and (talk.at is None or talk.at[0] != item):
-                            deadline = loop.time() + self._limit_s
                         talk.at = (item, term)
+                        if not talk.gathering:
+                            deadline = loop.time() + limit_of(self._grader.rules[term], self._limit_s)
                     case ["verdicts", int(item), int(term), list(found)]:
-                        report.verdicts[item, term] = [(float(value), str(feedback)) for value, feedback in found]
-                    case ["failed", int(item), int(_), str(why)]:
-                        report.errors.setdefault(item, why)
-                    case ["gather"]:
+                        if (item, term) not in report.failures:
+                            report.verdicts[item, term] = [v and (float(v[0]), str(v[1])) for v in found]
+                    case ["failed", int(item), int(term), str(cause), str(why)]:
+                        report.fail((item, term), Failure(_cause(cause), why), self._grader.rules[term])
+                    case ["gather", int(limit_s) | float(limit_s)]:
                         talk.gathering = True
-                        deadline = loop.time() + self._limit_s + GATHER_S
+                        deadline = loop.time() + limit_s + GATHER_S
                     case ["end", bool(reusable)]:
                         talk.finished, talk.reusable = True, reusable
                     case other:
@@ -247,7 +246,7 @@ class GradingProcesses:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.setblocking(False)
         with theirs, os.fdopen(os.memfd_create("grader"), "w+b") as grader:
-            grader.write(self._grader)
+            grader.write(cloudpickle.dumps((self._grader.rules, self._grader.functions)))
             grader.seek(0)
             self._zygote = subprocess.Popen(
                 [sys.executable, "-u", "-c", BOOT, json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())],
@@ -263,7 +262,6 @@ class GradingProcesses:
         if "error" in answer:
             await self._drop_zygote()
             raise RewardError(f"the rewards cannot be loaded in a grading process: {answer['error']}")
-        self._terms = tuple(TermInfo(*term) for term in answer["terms"])
 
     async def _ask_alive(self, order: Mapping[str, Any], connection: socket.socket) -> dict[str, Any]:
         """`_ask`, of a new zygote if the last one was lost (its children died with it)."""
@@ -329,6 +327,12 @@ async def _read_line(reader: asyncio.StreamReader, deadline: float) -> bytes | N
             raise EOFError("the process ended")
         return line
     return None
+
+
+def _cause(said: str) -> Cause:
+    if said not in get_args(Cause):
+        raise ValueError(f"not a cause of the protocol: {said!r}")
+    return said  # type: ignore[return-value]
 
 
 def _ending(status: int | None) -> str:

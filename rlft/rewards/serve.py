@@ -4,9 +4,9 @@ A request is a pickle with its length before it; only the caller sends any. An a
 JSON, so that nothing a grading process says is ever unpickled:
 
     ["at", item, term]                   this call is being worked on
-    ["verdicts", item, term, [[v, f]]]   what it gave: value and feedback
-    ["failed", item, term, why]          it gave nothing; the item's other calls are off
-    ["gather"]                           from here on the awaitables run, all at once
+    ["verdicts", item, term, [[v, f]]]   what it gave: value and feedback, or null where it does not apply
+    ["failed", item, term, cause, why]   it gave nothing; where no number may stand in, the item's other calls are off
+    ["gather", seconds]                  from here on the awaitables run, all at once, for so long at most
     ["end", reusable]                    all calls were answered
 """
 
@@ -15,19 +15,24 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import mmap
 import pickle
+import resource
 import socket
 import traceback
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rlft.errors import RewardError
-from rlft.rewards.grader import Grader, Term, verdicts
+from rlft.errors import RewardError, TaskError
+from rlft.rewards.grader import Failure, InvalidReturn, Rule, Term, verdicts
 from rlft.types import Group, Trajectory
 
 Call = tuple[int, int]  # item of the request, term of the grader
 Say = Callable[..., None]
+Subjects = Mapping[int, Trajectory | Group]
 HEADER = 8  # bytes of a request's length
 MAX_ERROR = 2000  # characters of a user's exception that are kept
 
@@ -38,7 +43,7 @@ def encode(calls: list[Call], limit_s: float, subjects: bytes) -> bytes:
     return len(body).to_bytes(HEADER, "big") + body
 
 
-def serve(connection: socket.socket, grader: Grader) -> None:
+def serve(connection: socket.socket, grader: Sequence[Term]) -> None:
     """Answer requests until the other end closes, or until a reward has left something running."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -58,45 +63,72 @@ def serve(connection: socket.socket, grader: Grader) -> None:
         say("end", reusable)
 
 
-def answer(calls: list[Call], limit_s: float, subjects: bytes, grader: Grader, loop: asyncio.AbstractEventLoop, say: Say) -> bool:
+def answer(
+    calls: list[Call], limit_s: float, subjects: bytes, grader: Sequence[Term], loop: asyncio.AbstractEventLoop, say: Say
+) -> bool:
     """Grade one request. Whether this process is as good as new afterwards."""
     try:
-        items: Mapping[int, Trajectory | Group] = pickle.loads(subjects)
+        items: Subjects = pickle.loads(subjects)
     except Exception as error:
         for item, index in calls:
-            say("failed", item, index, f"a grading process cannot unpickle this task: {_explain(error)}", now=False)
+            say("failed", item, index, "task", f"a grading process cannot unpickle this task: {_explain(error)}", now=False)
         return True
-    failed: set[int] = set()
+    off: set[int] = set()
     awaitables: dict[Call, Awaitable[Any]] = {}
     for item, index in calls:
-        if item not in failed:
+        if item not in off:
+            term = grader[index]
             say("at", item, index)
             try:
-                returned = _invoke(grader[index], items[item])
-                if inspect.isawaitable(returned):
-                    awaitables[item, index] = returned
-                else:
-                    say("verdicts", item, index, verdicts(grader[index], returned, _count(items[item])), now=False)
+                with _memory(term.rule.memory_mb):
+                    returned = _invoke(term, items[item])
+                    if inspect.isawaitable(returned):
+                        awaitables[item, index] = returned
+                    else:
+                        say("verdicts", item, index, verdicts(term.rule, returned, _count(items[item])), now=False)
             except BaseException as error:  # sys.exit() included: a reward may end a verdict, not the process
-                failed.add(item)
-                say("failed", item, index, failure(grader[index], error), now=False)
-    going = {call: awaitable for call, awaitable in awaitables.items() if call[0] not in failed}
+                why = failure(term.rule, error)
+                say("failed", item, index, why.cause, why.text, now=False)
+                if why.stops(term.rule):
+                    off.add(item)
+    going = {call: awaitable for call, awaitable in awaitables.items() if call[0] not in off}
     for call in awaitables.keys() - going.keys():
         if inspect.iscoroutine(dropped := awaitables[call]):
             dropped.close()
     return not going or _gather(going, limit_s, items, grader, loop, say)
 
 
-def failure(term: Term, error: BaseException) -> str:
-    """Why a reward gave no verdict, in words."""
+def failure(rule: Rule, error: BaseException) -> Failure:
+    """Why a reward gave no verdict."""
     if isinstance(error, RewardError):
+        cause = "task" if isinstance(error, TaskError) else "invalid" if isinstance(error, InvalidReturn) else "ungradable"
         text = str(error)[:MAX_ERROR]
-        return text if text.startswith("reward ") else f"reward {term.name!r}: {text}"
-    return f"reward {term.name!r} raised {_explain(error)}"
+        return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text}")
+    return Failure("oom" if isinstance(error, MemoryError) else "raised", f"reward {rule.name!r} raised {_explain(error)}")
 
 
-def too_slow(name: str, limit_s: float) -> str:
-    return f"reward {name!r} did not return within its limit of {limit_s:g} s"
+def too_slow(rule: Rule, limit_s: float) -> Failure:
+    return Failure("timeout", f"reward {rule.name!r} did not return within its limit of {limit_of(rule, limit_s):g} s")
+
+
+def limit_of(rule: Rule, limit_s: float) -> float:
+    """Seconds that one call may take: the rule's own, or else the pool's."""
+    return limit_s if rule.timeout_s is None else rule.timeout_s
+
+
+@contextmanager
+def _memory(megabytes: int | None) -> Iterator[None]:
+    """Within it this process may allocate so much more than it holds. Awaitables run outside it."""
+    if megabytes is None:
+        yield
+        return
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (held + megabytes * 2**20, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (before, hard))
 
 
 def _invoke(term: Term, subject: Trajectory | Group) -> Any:
@@ -114,28 +146,39 @@ def _explain(error: BaseException) -> str:
 def _gather(
     awaitables: Mapping[Call, Awaitable[Any]],
     limit_s: float,
-    items: Mapping[int, Trajectory | Group],
-    grader: Grader,
+    items: Subjects,
+    grader: Sequence[Term],
     loop: asyncio.AbstractEventLoop,
     say: Say,
 ) -> bool:
-    """Run awaitables concurrently under one deadline. Whether all of them ended by it."""
-    say("gather")
+    """Run awaitables concurrently, each under its deadline. Whether all of them ended by it."""
+    limits = {call: limit_of(grader[call[1]].rule, limit_s) for call in awaitables}
+    say("gather", max(limits.values()))
 
     async def settle(call: Call, awaitable: Awaitable[Any]) -> None:
-        term = grader[call[1]]
+        rule = grader[call[1]].rule
         try:
             returned = await _announced(_as_coroutine(awaitable), lambda: say("at", *call))
-            say("verdicts", *call, verdicts(term, returned, _count(items[call[0]])))
+            say("verdicts", *call, verdicts(rule, returned, _count(items[call[0]])))
         except BaseException as error:
-            say("failed", *call, failure(term, error))
+            why = failure(rule, error)
+            say("failed", *call, why.cause, why.text)
 
-    tasks = {loop.create_task(settle(call, awaitable)): call for call, awaitable in awaitables.items()}
-    _, late = loop.run_until_complete(asyncio.wait(tasks, timeout=limit_s))
-    for task in late:
-        item, index = tasks[task]
-        say("failed", item, index, too_slow(grader[index].name, limit_s), now=False)
-    return not late
+    async def until_late() -> bool:
+        """Whether every awaitable ended by its own deadline."""
+        tasks = {loop.create_task(settle(call, awaitable)): call for call, awaitable in awaitables.items()}
+        started, running, intact = loop.time(), set(tasks), True
+        while running:
+            due = min(started + limits[tasks[task]] for task in running)
+            _, running = await asyncio.wait(running, timeout=due - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in running if loop.time() >= started + limits[tasks[task]]]:
+                running.discard(task)
+                intact = False
+                why = too_slow(grader[tasks[task][1]].rule, limit_s)
+                say("failed", *tasks[task], why.cause, why.text)
+        return intact
+
+    return loop.run_until_complete(until_late())
 
 
 async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:

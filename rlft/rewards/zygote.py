@@ -18,7 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from rlft.rewards.grader import Grader
+from rlft.rewards.grader import Rule, Term
 from rlft.rewards.serve import MAX_ERROR, serve
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -31,7 +31,9 @@ def main(control_fd: int, parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _die_with(parent, signal.SIGKILL)  # loading runs a user's code, which may hang
     try:
-        grader: Grader = pickle.loads(sys.stdin.buffer.read())
+        rules: list[Rule]
+        rules, functions = pickle.loads(sys.stdin.buffer.read())
+        grader = [Term(rule, fn) for rule, fn in zip(rules, pickle.loads(functions), strict=True)]
     except BaseException as error:
         traceback.print_exc()
         control.send(json.dumps({"error": traceback.format_exception_only(error)[-1].strip()[:MAX_ERROR]}).encode())
@@ -43,14 +45,14 @@ def main(control_fd: int, parent: int) -> None:
     _die_with(parent, signal.SIGTERM)
     children: set[int] = set()
     try:
-        control.send(json.dumps({"terms": [(term.name, term.weight, term.of_group) for term in grader]}).encode())
+        control.send(b'{"ready": true}')
         _obey(control, grader, children)
     finally:
         for pid in children:
             _end(pid)
 
 
-def _obey(control: socket.socket, grader: Grader, children: set[int]) -> None:
+def _obey(control: socket.socket, grader: list[Term], children: set[int]) -> None:
     while True:
         message, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
         if not message:
@@ -66,7 +68,7 @@ def _obey(control: socket.socket, grader: Grader, children: set[int]) -> None:
         control.send(json.dumps({"pid": pid, "status": status}).encode())
 
 
-def _fork(control: socket.socket, connection: socket.socket, grader: Grader) -> int:
+def _fork(control: socket.socket, connection: socket.socket, grader: list[Term]) -> int:
     zygote = os.getpid()
     pid = os.fork()
     if pid:

@@ -105,7 +105,7 @@ class FakeRollouts:
         group = await run_group(
             task, f"{next(self._numbers)}/{task.id}", self.make_env, [policy] * self.group_size, renderer, self.max_turns
         )
-        return (await self.grade([group]))[0]
+        return (await self.grade([group], 0))[0]
 
 
 class FakeLearner:

@@ -8,10 +8,12 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from rlft.config import import_object
 from rlft.errors import ConfigError, RewardError
 from rlft.rewards.builtin import exact_match, regex
 from rlft.rewards.compose import BUILTIN, compose, pack
-from rlft.rewards.grader import Term, verdicts
+from rlft.rewards.grader import Rule, spoken, verdicts
+from rlft.types import Task
 
 
 def brief(task, trajectory, *, budget: int = 400) -> float:
@@ -29,8 +31,8 @@ class Judge:
 
 def test_a_table_of_names_weights_and_options():
     match, form = compose({"exact_match": 2, "regex": {"weight": 0.5, "pattern": "x"}})
-    assert (match.name, match.fn, match.weight, match.of_group) == ("exact_match", exact_match, 2.0, False)
-    assert (form.name, form.weight) == ("regex", 0.5)
+    assert (match.rule, match.fn) == (Rule("exact_match", weight=((0, 2.0),)), exact_match)
+    assert form.rule == Rule("regex", weight=((0, 0.5),))
     assert form.fn.func is regex and form.fn.keywords == {"pattern": "x"}
 
 
@@ -38,7 +40,7 @@ def test_an_own_reward_is_named_by_module_and_attribute(tmp_path, monkeypatch):
     (tmp_path / "own_rewards_of_a_user.py").write_text("def short(task, trajectory, *, budget=3): return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
     (term,) = compose({"own_rewards_of_a_user:short": {"budget": 7}})
-    assert (term.name, term.weight, term.fn.keywords) == ("short", 1.0, {"budget": 7})
+    assert (term.rule, term.fn.keywords) == (Rule("short"), {"budget": 7})
 
 
 def test_an_empty_table_grades_nothing():
@@ -51,11 +53,11 @@ def test_an_empty_table_grades_nothing():
 )
 def test_functions_and_objects_are_rewards(reward, name):
     (term,) = compose(reward)
-    assert (term.name, term.weight, term.of_group) == (name, 1.0, False)
+    assert term.rule == Rule(name)
 
 
 def test_a_first_parameter_called_group_makes_a_group_reward():
-    assert [term.of_group for term in compose({rank: 1.0, brief: 1.0})] == [True, False]
+    assert [term.rule.kind for term in compose({rank: 1.0, brief: 1.0})] == ["group", "each"]
 
 
 @pytest.mark.parametrize(
@@ -85,17 +87,18 @@ def test_a_wrong_table_is_a_clear_error(table, message):
 
 
 def test_every_builtin_keeps_its_own_name():
-    assert all(fn.__name__ == name for name, fn in BUILTIN.items())
+    assert all(path.rpartition(":")[2] == name for name, path in BUILTIN.items() if not import_object(path).__name__[0].isupper())
 
 
 def test_a_packed_grader_is_the_grader():
     grader = compose({"exact_match": 2, "regex": {"pattern": "x"}})
-    again = cloudpickle.loads(pack(grader))
-    assert [(t.name, t.weight, t.of_group) for t in again] == [(t.name, t.weight, t.of_group) for t in grader]
+    packed = pack(grader)
+    assert packed.rules == tuple(term.rule for term in grader)
+    assert [fn(Task("t", (), "x"), spoken(Task("t", ()), "x")) for fn in cloudpickle.loads(packed.functions)] == [1.0, 1.0]
 
 
-ONE = Term("x", brief, 1.0, False)
-ALL = Term("x", rank, 1.0, True)
+ONE = Rule("x")
+ALL = Rule("x", "group")
 
 
 @pytest.mark.parametrize(
