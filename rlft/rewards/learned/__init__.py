@@ -1,0 +1,1 @@
+"""Rewards that are models; torch and transformers are imported where one starts."""

@@ -1,0 +1,173 @@
+"""Reward models: a score belongs to its conversation alone, whatever is scored beside it."""
+
+import asyncio
+import inspect
+
+import cloudpickle
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+
+from rlft.errors import ConfigError, RewardError
+from rlft.rewards.grader import Scorer, spoken
+from rlft.rewards.learned.batcher import Batcher, Sequenced, batches
+from rlft.rewards.learned.reward_model import RewardModel
+from rlft.starter import make_tokenizer
+from rlft.types import Group, Task
+
+
+def classifier(folder, tiny_model, num_labels=1, pad=True):
+    """A Qwen2 classifier with a random head, in `folder` with its tokenizer."""
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=num_labels)
+    config.pad_token_id = config.pad_token_id if pad else None
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, config=config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return str(folder)
+
+
+def encoder_model(folder):
+    """A BERT classifier: its score is read at the first token, and padding is what its mask says."""
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "num_labels": 1}
+    torch.manual_seed(2)
+    config = BertConfig(vocab_size=len(tokenizer), **sizes, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=["decoder", "no pad token", "encoder"])
+def model(request, tmp_path_factory, tiny_model):
+    folder = tmp_path_factory.mktemp("rm")
+    if request.param == "encoder":
+        return encoder_model(folder)
+    return classifier(folder, tiny_model, pad=request.param == "decoder")
+
+
+def group(*texts, prompt="Say something.", name="g"):
+    task = Task("1", ({"role": "user", "content": prompt},))
+    return Group(name, tuple(spoken(task, text) for text in texts))
+
+
+def alone(folder, text, prompt="Say something."):
+    """The score of one conversation by transformers itself, without batch or padding."""
+    lm, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer(prompt + text + tokenizer.eos_token)["input_ids"]])
+    return lm(input_ids=ids).logits[0].tolist()
+
+
+async def run(scorer, *groups):
+    await scorer.start()
+    try:
+        return await asyncio.gather(*(scorer.score(each) for each in groups))
+    finally:
+        await scorer.close()
+
+
+TEXTS = ["", "brief", "a much longer answer " * 9, "ends in the padding token <|endoftext|>", "ünïcode"]
+
+
+def test_a_score_does_not_depend_on_what_it_is_batched_with(model):
+    crowd = [group(*TEXTS, name=str(i), prompt="x" * i + "Say something.") for i in range(8)]
+    batched = asyncio.run(run(RewardModel(model=model, max_batch_tokens=900), *crowd))
+    expected = [alone(model, text)[0] for text in TEXTS]
+    assert batched[0] == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 4) for score in expected}) == len(TEXTS)  # so that mixed-up scores would show
+
+
+def test_head_and_center_choose_a_logit_and_its_zero(tmp_path, tiny_model):
+    folder = classifier(tmp_path, tiny_model, num_labels=3)
+    [scores] = asyncio.run(run(RewardModel(model=folder, head=2, center=0.5), group("yes")))
+    assert scores == pytest.approx([alone(folder, "yes")[2] - 0.5], abs=1e-5)
+    with pytest.raises(ConfigError, match="head 3.*3 logits"):
+        asyncio.run(run(RewardModel(model=folder, head=3), group("yes")))
+
+
+def test_a_chat_template_is_applied_to_the_whole_conversation(tmp_path, tiny_model):
+    folder = classifier(tmp_path / "rm", tiny_model)
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}")
+    [scores] = asyncio.run(run(RewardModel(model=folder, chat_template=str(file)), group("yes")))
+    lm, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer("<user>Say something.<assistant>yes")["input_ids"]])
+    assert scores == pytest.approx(lm(input_ids=ids).logits[0].tolist(), abs=1e-5)
+
+
+def test_a_conversation_beyond_the_limit_keeps_its_end(tmp_path, tiny_model):
+    folder = classifier(tmp_path, tiny_model)
+    long, other = (group("the end", prompt=letter * 50) for letter in "ab")
+    (cut,), (cut_other,) = asyncio.run(run(RewardModel(model=folder, max_length=8), long, other))
+    (whole,), (whole_other,) = asyncio.run(run(RewardModel(model=folder), long, other))
+    assert cut == cut_other and abs(whole - whole_other) > 1e-4
+
+
+def test_it_is_a_scorer_that_can_be_sent_to_a_worker_before_it_starts(tmp_path, tiny_model):
+    scorer = RewardModel(model=classifier(tmp_path, tiny_model))
+    assert isinstance(scorer, Scorer)
+    sent = cloudpickle.loads(cloudpickle.dumps(scorer))
+    assert asyncio.run(run(sent, group("yes")))[0] == pytest.approx(alone(tmp_path, "yes"), abs=1e-5)
+
+
+def test_a_language_model_without_a_trained_head_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match="no weights for score"):
+        asyncio.run(run(RewardModel(model=tiny_model), group("yes")))
+
+
+def test_a_missing_folder_is_told_when_the_reward_is_made(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        RewardModel(model=str(tmp_path / "nothing"))
+
+
+def test_before_start_and_after_close_nothing_is_scored(tmp_path, tiny_model):
+    scorer = RewardModel(model=classifier(tmp_path, tiny_model))
+    with pytest.raises(RewardError, match="not started"):
+        asyncio.run(scorer.score(group("yes")))
+    asyncio.run(run(scorer, group("yes")))
+    with pytest.raises(RewardError, match="closed"):
+        asyncio.run(scorer.score(group("yes")))
+
+
+def test_no_option_is_a_word_that_the_rule_of_a_reward_reserves():
+    reserved = {"weight", "gate", "normalize", "clip", "on_error", "optional", "timeout_s", "memory_mb", "fn", "name"}
+    assert not reserved & set(inspect.signature(RewardModel).parameters)
+
+
+def doubled(batch):
+    if any(sequence.token_ids == [13] for sequence in batch):
+        raise RewardError("13")
+    return [2 * sequence.token_ids[0] for sequence in batch]
+
+
+def test_an_error_reaches_the_callers_of_its_batch_and_no_other():
+    async def play():
+        batcher = Batcher(lambda: doubled, max_tokens=1)
+        await batcher.start()
+        calls = [batcher.submit([Sequenced([number])]) for number in (1, 13, 3)]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        again = await batcher.submit([Sequenced([4])])
+        await batcher.close()
+        return answers, again
+
+    (first, second, third), again = asyncio.run(play())
+    assert (first, third, again) == ([2], [6], [8]) and isinstance(second, RewardError)
+
+
+def test_concurrent_calls_share_batches():
+    async def play():
+        batcher = Batcher(lambda: doubled, max_tokens=64)
+        await batcher.start()
+        await asyncio.gather(*(batcher.submit([Sequenced([number])]) for number in range(10)))
+        await batcher.close()
+        return batcher.num_batches
+
+    assert asyncio.run(play()) == 1
+
+
+def test_batches_hold_the_budget_and_everything_once():
+    lengths = [5, 1, 9, 30, 2, 2, 9]
+    cut = batches(range(7), lengths, 20)
+    assert sorted(i for batch in cut for i in batch) == list(range(7))
+    padded = [max(lengths[i] for i in batch) * len(batch) for batch in cut]
+    assert all(size <= 20 or len(batch) == 1 for size, batch in zip(padded, cut, strict=True))
+    assert len(cut) == 3
