@@ -1,0 +1,119 @@
+"""The reward `math_equal`: is the answer that a text gives the task's, as mathematics?"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import get_args
+
+from rlft.errors import RewardError, TaskError
+from rlft.rewards.grader import Canary, defaults
+from rlft.rewards.math import caps as limits
+from rlft.rewards.math.equal import parse, parse_gold, same_text, same_value, tidy
+from rlft.rewards.math.extract import Answer, Mode
+from rlft.rewards.math.extract import extract as extracted
+from rlft.types import Task, Trajectory
+
+
+def _canary(answer: str, gold: str, value: float) -> Canary:
+    return Canary(Task(f"canary {answer} for {gold}", (), gold), rf"\boxed{{{answer}}}", value)
+
+
+CANARIES = (
+    _canary(r"\frac{1}{2}", "0.5", 1.0),
+    _canary(r"x^2+2x+1", r"(x+1)^2", 1.0),
+    _canary(r"2, 1", r"\{1, 2\}", 1.0),
+    _canary(r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", 1.0),
+    _canary(r"\frac{1}{3}", "0.5", 0.0),
+    _canary(r"x^2+2x+2", r"(x+1)^2", 0.0),
+    _canary("(1, 2)", "[1, 2]", 0.0),
+    _canary("41", "42", 0.0),
+)
+
+
+@defaults(timeout_s=2.0, memory_mb=1024, on_error=0.0, canaries=CANARIES)
+def math_equal(
+    task: Task,
+    trajectory: Trajectory,
+    *,
+    extract: Mode = "boxed",
+    caps: bool = True,
+    float_rounding: int = 6,
+    strict: bool = True,
+    allow_set_relation_comp: bool = False,
+) -> tuple[float, str]:
+    r"""1 if the answer in the last thing said equals the task's as mathematics, else 0; with feedback.
+
+    The task's answer is LaTeX or plain text; of one that has a \boxed{} the box counts, of one with
+    "####" what follows it, else all of it.
+
+    Args:
+        extract: where the answer stands; see `rlft.rewards.math.extract.extract`.
+        caps: refuse what cannot be computed in time without trying (`rlft.rewards.math.caps`).
+        float_rounding: decimals to which floats are compared.
+        strict: variables have to have the same names, and a set is no tuple.
+        allow_set_relation_comp: an inequality may stand for the set that it describes, also where the task's
+            answer is the set.
+
+    Raises:
+        TaskError: the task's answer is missing, beyond the caps, or cannot be read as mathematics.
+        RewardError: the answer is beyond the caps.
+    """
+    if extract not in get_args(Mode):
+        raise TaskError(f"math_equal: extract {extract!r}; expected one of {', '.join(get_args(Mode))}")
+    gold = _gold(task, caps)
+    found = _said(trajectory, extract)
+    if found.problem:
+        return 0.0, found.problem
+    answer = tidy(found.latex)
+    same = same_text(answer, gold)
+    if same is None:
+        if caps:
+            _within_caps(answer)
+        readings = parse(answer)
+        same = same_value(
+            readings,
+            list(parse_gold(gold)),
+            float_rounding=float_rounding,
+            strict=strict,
+            allow_set_relation_comp=allow_set_relation_comp,
+        )
+        if not same and len(readings) == 1:
+            return 0.0, "the answer cannot be read as mathematics"
+    return float(same), "" if same else "the answer is not equal to the expected one"
+
+
+def reference(answer: object) -> Answer:
+    r"""A task's own answer: its box, else what follows "####" (as in GSM8K), else all of it."""
+    text = str(answer).strip()
+    return extracted(text.rpartition("####")[2], "whole")
+
+
+def _said(trajectory: Trajectory, mode: Mode) -> Answer:
+    return extracted(trajectory.text if isinstance(trajectory.text, str) else "", mode)
+
+
+def _gold(task: Task, caps: bool) -> str:
+    """The task's answer, tidied. Raises TaskError unless it can be compared with."""
+    found = Answer(problem="there is none") if task.answer is None else reference(task.answer)
+    problem = found.problem or _defect(tidy(found.latex), caps)
+    if problem:
+        raise TaskError(f"math_equal cannot compare with the answer {str(task.answer)[:80]!r} of task {task.id!r}: {problem}")
+    return tidy(found.latex)
+
+
+@lru_cache(maxsize=4096)
+def _defect(gold: str, caps: bool) -> str:
+    """Why nothing can be compared with a gold answer, "" if it can."""
+    try:
+        if caps:
+            limits.check(gold)
+    except limits.Unsupported as beyond:
+        return str(beyond)
+    return "" if len(parse_gold(gold)) > 1 else "it cannot be read as mathematics; use exact_match for such tasks"
+
+
+def _within_caps(answer: str) -> None:
+    try:
+        limits.check(answer)
+    except limits.Unsupported as beyond:
+        raise RewardError(f"not computed: {beyond}") from None
