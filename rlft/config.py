@@ -38,6 +38,14 @@ class DataConfig(Section):
     options: dict[str, Any] = {}  # keyword arguments of a "module:function" source
 
 
+class PreferencesConfig(Section):
+    """Fields of preference pairs, for reward models."""
+
+    chosen: str = "chosen"  # field with the better answer: text, or a list of messages
+    rejected: str = "rejected"  # field with the worse one
+    margin: str = ""  # field with how much better; "" for none
+
+
 class RewardPoolConfig(Section):
     """The workers that grade."""
 
@@ -120,6 +128,15 @@ class EvalConfig(SamplingConfig):
     threshold: float = 1.0  # value from which a sample counts as a pass
 
 
+class GuardsConfig(Section):
+    """When a run raises an alarm. Alarms are printed and stored; those named in `stop` end the run."""
+
+    ungraded: float = Field(default=0.01, ge=0, le=1)  # share of a step without a verdict
+    length: float = Field(default=2.0, gt=1)  # factor between the mean length now and at first
+    drift_fall: float = Field(default=0.0, ge=0)  # of the held-out score beyond its interval, while a part rises
+    stop: list[Literal["ungraded", "length", "drift"]] = []
+
+
 class TrackingConfig(Section):
     """What a run leaves."""
 
@@ -134,11 +151,12 @@ class RunConfig(Section):
 
     model: str  # folder or Hub name
     steps: int = Field(default=100, ge=1)
-    tasks_per_step: int = Field(default=32, ge=1)  # tasks rolled out (or demonstrations learned) in a step
+    tasks_per_step: int = Field(default=32, ge=1)  # tasks rolled out (demonstrations, preference pairs learned) in a step
     seed: int = 0
     run_dir: str = ""  # "" = runs/<name of the run file>
     chat_template: str = ""  # file with a Jinja template; "" = the model's own
     data: DataConfig = DataConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
     env: dict[str, Any] = {"name": "single_turn"}
     reward: dict[str, Any] = {}
     reward_pool: RewardPoolConfig = RewardPoolConfig()
@@ -146,6 +164,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     eval: EvalConfig = EvalConfig()
+    guards: GuardsConfig = GuardsConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     def to_toml(self) -> str:

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -18,7 +19,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from rlft.config import RunConfig
 from rlft.data import BadRow, describe
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, RewardError
+from rlft.guards import Alarm, Guards
 from rlft.metrics import STEP
 from rlft.wandb_feed import WandbFeed
 
@@ -68,6 +70,10 @@ class RunFolder:
     @property
     def quarantine(self) -> Path:
         return self.path / "quarantine.jsonl"
+
+    @property
+    def alarms(self) -> Path:
+        return self.path / "alarms.jsonl"
 
     @property
     def rollouts(self) -> Path:
@@ -133,6 +139,7 @@ class Tracker:
         self._steps, self._clock, self._start = config.steps, clock, clock()
         self._first_step, self._last_step, self._trained_since = 0, 0, 0.0
         self._tokens, self._seconds, self._evaluation = 0.0, 0.0, ""
+        self._guards, self._stopping, self._alarms = Guards(config.guards), set(config.guards.stop), Counter[str]()
         self._wandb: WandbFeed | None = None
         wandb = config.tracking
         if wandb.wandb != "off":
@@ -146,7 +153,7 @@ class Tracker:
         self.close()
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record the metrics of one step: one row in metrics.jsonl, one line on screen."""
+        """Record the metrics of one step: one row in metrics.jsonl, one line on screen. Raises RewardError for an alarm that stops."""
         self._record(step, metrics)
         tokens, seconds = metrics.get("rollout/tokens_total", 0), metrics.get(STEP, 0.0)  # no tokens in a supervised run
         self._tokens, self._seconds, self._last_step = self._tokens + tokens, self._seconds + seconds, step
@@ -155,12 +162,14 @@ class Tracker:
         per_step = (self._clock() - self._trained_since) / (step - self._first_step + 1)
         speed = tokens / seconds if tokens and seconds else None
         self._show(step, status_line(metrics, speed, self._evaluation, per_step * max(0, self._steps - step)))
+        self._raise(self._guards.step(step, metrics))
 
     def evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
         """Record an evaluation (evaluation.summarize, and "greedy") as a row of `eval/*` keys."""
         self._record(step, {f"eval/{name}": value for name, value in summary.items()})
         self._evaluation = evaluation_text(summary)
         self.console.print(f"step {step}/{self._steps}  {self._evaluation}", markup=False, highlight=False, soft_wrap=True)
+        self._raise(self._guards.evaluation(step, summary))
 
     def quarantine(self, bad_rows: Sequence[BadRow]) -> None:
         """Store the rows that were left out and say which."""
@@ -174,11 +183,12 @@ class Tracker:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: `summary` with `steps`, `wall_s` (since the tracker began), `tokens_per_s` (sampled tokens over
-        the steps' wall time) and, with wandb, `wandb_dropped` (records it did not take)."""
+        the steps' wall time), `alarms` (how many of each name) and, with wandb, `wandb_dropped` (records it did not take)."""
         measured = {
             "steps": self._last_step,
             "wall_s": self._clock() - self._start,
             "tokens_per_s": self._tokens / self._seconds if self._tokens and self._seconds else None,
+            "alarms": dict(self._alarms),
         }
         self.folder.write_summary({**measured, **self.close(), **summary})
 
@@ -188,6 +198,17 @@ class Tracker:
             self._live.stop()
         feed, self._wandb = self._wandb, None
         return {"wandb_dropped": feed.finish()} if feed else {}
+
+    def _raise(self, alarms: Sequence[Alarm]) -> None:
+        """Print and store alarms. Raises RewardError where one of them is to stop the run."""
+        for alarm in alarms:
+            self._alarms[alarm.name] += 1
+            with self.folder.alarms.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(alarm)) + "\n")
+            self.warn(f"step {alarm.step}: {alarm.name}: {alarm.text}")
+        stopping = [alarm for alarm in alarms if alarm.name in self._stopping]
+        if stopping:
+            raise RewardError(f"guards.stop: {stopping[0].name} at step {stopping[0].step}: {stopping[0].text}")
 
     def _start_live(self) -> tuple[Progress, TaskID]:
         counter, line = TextColumn("step {task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.description}", markup=False)

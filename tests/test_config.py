@@ -66,7 +66,7 @@ def test_several_mistakes_are_told_at_once(tmp_path):
 
 
 def test_a_missing_file_names_the_recipes():
-    with pytest.raises(ConfigError, match=r"no run file 'nowhere.toml'; .*'demo', 'starter'"):
+    with pytest.raises(ConfigError, match=r"no run file 'nowhere.toml'; .*'demo'.*'starter'"):
         load("nowhere.toml")
 
 

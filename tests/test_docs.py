@@ -305,7 +305,7 @@ def is_documented(name, names):
 STEP, TIMES, EVALUATION, SUMMARY = (
     documented(heading) for heading in ("A step", "Where a step's time went", "An evaluation", "summary.json")
 )
-METRIC = r"(reward|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish)/\w+|time/\w+_s"
+METRIC = r"(reward|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish)/\w+|time/\w+_s"
 
 
 def constants():

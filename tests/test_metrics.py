@@ -10,17 +10,18 @@ from rlft.metrics import Stopwatch, rollout_metrics, spans, time_shares, time_ta
 from rlft.types import GroupRef, Status, TrajectoryInfo
 
 
-def info(outcome=0.0, status: Status = "completed", tokens=10, version=3, turns=1, parts=None):
-    return TrajectoryInfo("t", status, outcome, parts or {}, 5, tokens, turns, version)
+def info(outcome=0.0, status: Status = "completed", tokens=10, version=3, turns=1, parts=None, ungraded=None):
+    return TrajectoryInfo("t", status, outcome, parts or {}, 5, tokens, turns, version, "", ungraded or {})
 
 
 def group(*trajectories):
     return GroupRef("g", trajectories, None, 0)
 
 
+LATE = {"judge": "timeout"}
 HAND = [
     group(info(1.0, tokens=10, parts={"exact": 1.0}), info(0.0, "truncated", 30, version=2, turns=3, parts={"exact": 0.0})),
-    group(info(1.0, tokens=20, parts={"exact": 1.0}), info(-7.0, "failed", 0, version=0, parts={"exact": 9.0})),
+    group(info(1.0, tokens=20, parts={"exact": 1.0}, ungraded=LATE), info(-7.0, "failed", 0, version=0, parts={"exact": 9.0})),
 ]
 
 
@@ -28,7 +29,7 @@ def test_a_table_worked_by_hand():
     assert rollout_metrics(HAND, version=4) == pytest.approx(
         {
             "reward/mean": 2 / 3, "reward/std": (2 / 9) ** 0.5, "reward/exact": 2 / 3,
-            "rollout/failed": 1, "rollout/truncated": 1 / 4,
+            "rollout/failed": 1, "rollout/ungraded": 2 / 4, "ungraded/judge/timeout": 1, "rollout/truncated": 1 / 4,
             "rollout/tokens": 15, "rollout/tokens_max": 30, "rollout/tokens_total": 60, "rollout/prompt_tokens": 5,
             "rollout/turns": 1.5, "rollout/no_signal": 1 / 2, "rollout/staleness": 2,
         }

@@ -137,7 +137,7 @@ def test_a_run_leaves_rows_evaluations_and_a_summary(tmp_path):
     first, *steps = folder.rows()
     assert first == {"step": 0, "eval/mean": 0.4, "eval/low": 0.3, "eval/high": 0.5, "eval/pass@1": 0.4, "eval/greedy": 0.8}
     assert [(row["step"], row["reward/mean"]) for row in steps] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
-    assert strictly(folder.summary.read_text()) == {"steps": 4, "wall_s": 40.0, "tokens_per_s": 100.0, "eval_end": 0.9}
+    assert strictly(folder.summary.read_text()) == {"steps": 4, "wall_s": 40.0, "tokens_per_s": 100.0, "alarms": {}, "eval_end": 0.9}
 
 
 def test_a_row_is_on_disk_before_log_returns(tmp_path):
