@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
@@ -77,12 +78,11 @@ def _checked(step: Step, env: Env) -> Step:
 
 async def run_group(task: Task, group_id: str, make_env: EnvFn, policies: Sequence[Policy], renderer: Renderer, max_turns: int) -> Group:
     """Play one independent episode per policy handle (they differ in their seeds), at once; a task's variants in turn."""
-    ways = (task, *task.variants)
+    ways = itertools.cycle((task, *task.variants))
     played = await asyncio.gather(
         *(
             run_episode(way, make_env(way), policy, renderer, max_turns, i, group_id)
-            for i, policy in enumerate(policies)
-            for way in (ways[i % len(ways)],)
+            for i, (policy, way) in enumerate(zip(policies, ways, strict=False))
         )
     )
     return Group(group_id, tuple(played))

@@ -1,5 +1,6 @@
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,3 +153,23 @@ def test_a_group_holds_one_episode_per_policy_handle(tokenizer):
     group = asyncio.run(run_group(TASK, "7/t", SingleTurn, policies, renderer, 1))
     assert [(t.index, t.group_id) for t in group.trajectories] == [(0, "7/t"), (1, "7/t"), (2, "7/t")]
     assert [list(t.turns[0].completion.token_ids) for t in group.trajectories] == [p.sampled[0] for p in policies]
+
+
+def test_the_variants_of_a_task_are_played_in_turn_and_graded_by_their_own_answers(tokenizer):
+    def way(order, answer):
+        return Task(f"t/{order}", ({"role": "user", "content": order},), answer)
+
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    policies = [RandomPolicy(i, 99, tokenizer.eos_token_id) for i in range(5)]
+    task = replace(way("ab", "A"), variants=(way("ba", "B"),))
+    group = asyncio.run(run_group(task, "7/t", SingleTurn, policies, renderer, 1))
+    assert [t.task.answer for t in group.trajectories] == ["A", "B", "A", "B", "A"]
+    assert [list(t.turns[0].prompt_ids) for t in group.trajectories] == [renderer.render(t.task.messages) for t in group.trajectories]
+    assert {t.group_id for t in group.trajectories} == {"7/t"}
+
+
+def test_a_conversation_is_everything_that_was_said_in_order(tokenizer):
+    trajectory = play(tokenizer, RandomPolicy(1, 99, tokenizer.eos_token_id), Echo(turns=3))
+    said = [turn.action for turn in trajectory.turns]
+    replies = [{"role": "user", "content": f"You said {len(action['content'])} letters."} for action in said]
+    assert trajectory.conversation == (*TASK.messages, said[0], replies[0], said[1], replies[1], said[2])
