@@ -134,7 +134,7 @@ def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) ->
     limit = config.rollout.max_model_len
     fitting, bad = [], []
     for number, task in enumerate(tasks, start=1):
-        length = len(renderer.render(task.messages))
+        length = max(len(renderer.render(way.messages)) for way in (task, *task.variants))
         if length < limit:
             fitting.append(task)
         else:
