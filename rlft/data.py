@@ -45,7 +45,9 @@ class LoadedTasks(NamedTuple):
     bad_rows: tuple[BadRow, ...]
 
 
-class _Row(NamedTuple):
+class SourceRow(NamedTuple):
+    """What stands at one place of a source."""
+
     source: str
     row: int
     value: Any  # what the source holds there, or the BadRow it turned out to be
@@ -67,7 +69,7 @@ def load_tasks(config: DataConfig) -> LoadedTasks:
     tasks: dict[str, Task] = {}
     bad_rows: list[BadRow] = []
     columns: Counter[str] = Counter()
-    for number, (source, row, value) in enumerate(_read(config), start=1):
+    for number, (source, row, value) in enumerate(read_rows(config), start=1):
         if isinstance(value, Mapping):
             columns.update(str(name) for name in value)
         task = _checked(value, number, config, tasks)
@@ -128,7 +130,8 @@ class TaskStream(Iterator[Task]):
         return np.argsort(keys, kind="stable")
 
 
-def _read(config: DataConfig) -> Iterator[_Row]:
+def read_rows(config: DataConfig) -> Iterator[SourceRow]:
+    """What a source holds, row by row. Raises DataError, ConfigError."""
     source = config.source
     if Path(source).suffix in SUFFIXES:
         return chain.from_iterable(_read_file(file) for file in _files(source))
@@ -144,18 +147,18 @@ def _files(pattern: str) -> list[Path]:
     return files
 
 
-def _read_file(file: Path) -> Iterator[_Row]:
+def _read_file(file: Path) -> Iterator[SourceRow]:
     if file.suffix == ".jsonl":
         return _read_jsonl(file)
     # Not through `datasets` for JSON: it turns text that looks like a date into a datetime.
     return _read_json(file) if file.suffix == ".json" else _read_parquet(file)
 
 
-def _read_jsonl(file: Path) -> Iterator[_Row]:
+def _read_jsonl(file: Path) -> Iterator[SourceRow]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _Row(str(file), number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
+                yield SourceRow(str(file), number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
 
 
 def _parse(line: bytes) -> Any:
@@ -165,7 +168,7 @@ def _parse(line: bytes) -> Any:
         return BadRow("", 0, "", f"not valid JSON: {error}")
 
 
-def _read_json(file: Path) -> Iterator[_Row]:
+def _read_json(file: Path) -> Iterator[SourceRow]:
     try:
         rows = json.loads(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -173,22 +176,22 @@ def _read_json(file: Path) -> Iterator[_Row]:
     if not isinstance(rows, list):
         raise DataError(f"{file}: expected a list of objects, got {type(rows).__name__}; for one object a line name the file .jsonl")
     for number, value in enumerate(rows, start=1):
-        yield _Row(str(file), number, value)
+        yield SourceRow(str(file), number, value)
 
 
-def _read_parquet(file: Path) -> Iterator[_Row]:
+def _read_parquet(file: Path) -> Iterator[SourceRow]:
     import datasets
     import pyarrow
 
     try:
         rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(file))], split="train", streaming=True)
         for number, value in enumerate(rows, start=1):
-            yield _Row(str(file), number, value)
+            yield SourceRow(str(file), number, value)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file}: not a readable Parquet file: {error}") from error
 
 
-def _read_hub(config: DataConfig) -> Iterator[_Row]:
+def _read_hub(config: DataConfig) -> Iterator[SourceRow]:
     """`owner/name`, `owner/name/subset`, or a folder that `datasets` can load."""
     if looks_local(config.source) and not Path(config.source).is_dir():
         raise DataError(f"data.source {config.source!r}: no such file or folder (looked in {Path.cwd()}); {EXPECTED}")
@@ -203,10 +206,10 @@ def _read_hub(config: DataConfig) -> Iterator[_Row]:
         what = f"data.source {config.source!r}, split {config.split!r}"
         raise DataError(f"{what}: {error}; {EXPECTED}") from error
     for number, value in enumerate(rows, start=1):
-        yield _Row(config.source, number, value)
+        yield SourceRow(config.source, number, value)
 
 
-def _call(config: DataConfig) -> Iterator[_Row]:
+def _call(config: DataConfig) -> Iterator[SourceRow]:
     if "name" in config.options:
         raise ConfigError("data.options.name: the key 'name' names the function itself; rename the parameter")
     function = bind({**config.options, "name": config.source}, {}, "data.source")
@@ -218,7 +221,7 @@ def _call(config: DataConfig) -> Iterator[_Row]:
     if not isinstance(rows, Iterable):
         raise DataError(f"data.source {config.source!r}: expected an iterable of Task or of dict rows, got {type(rows).__name__}")
     for number, value in enumerate(rows, start=1):
-        yield _Row(config.source, number, value)
+        yield SourceRow(config.source, number, value)
 
 
 def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Task]) -> Task | BadRow:
@@ -250,12 +253,12 @@ def _to_task(value: Any, number: int, config: DataConfig) -> Task | BadRow:
     task_id = value[config.id] if config.id else number
     if isinstance(task_id, bool) or not isinstance(task_id, str | int) or task_id == "":
         return BadRow("", 0, config.id, f"expected text or a whole number, got {task_id!r}")
-    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(_without_nulls(m) for m in prompt)
+    messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(without_nulls(m) for m in prompt)
     answer = value[config.answer] if config.answer else None
     return Task(str(task_id), messages, answer, {str(k): v for k, v in value.items() if k not in mapped})
 
 
-def _without_nulls(message: Any) -> Message:
+def without_nulls(message: Any) -> Message:
     """Parquet gives every message the keys of all of them, filled with null."""
     return {k: v for k, v in message.items() if v is not None} if isinstance(message, Mapping) else message
 
@@ -276,17 +279,18 @@ def _prompt_problem(messages: Sequence[Message], config: DataConfig) -> BadRow |
 def _surrogate_problem(task: Task, config: DataConfig) -> BadRow | None:
     fields = [(config.id or "id", task.id), (config.prompt, task.messages), (config.answer or "answer", task.answer), *task.meta.items()]
     for name, value in fields:
-        if _has_lone_surrogate(name) or _has_lone_surrogate(value):
+        if has_lone_surrogate(name) or has_lone_surrogate(value):
             return BadRow("", 0, name, "holds a lone surrogate character, which is not valid Unicode")
     return None
 
 
-def _has_lone_surrogate(value: Any) -> bool:
+def has_lone_surrogate(value: Any) -> bool:
+    """Whether text that is not valid Unicode stands anywhere in a value."""
     if isinstance(value, str):
         return not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)
     if isinstance(value, Mapping):
-        return any(_has_lone_surrogate(part) for item in value.items() for part in item)
-    return isinstance(value, list | tuple) and any(_has_lone_surrogate(part) for part in value)
+        return any(has_lone_surrogate(part) for item in value.items() for part in item)
+    return isinstance(value, list | tuple) and any(has_lone_surrogate(part) for part in value)
 
 
 def _nothing_usable(config: DataConfig, bad_rows: Sequence[BadRow], columns: Mapping[str, int]) -> str:

@@ -123,7 +123,14 @@ def spawn(cls: type, slot: Slot, *args: Any, **kwargs: Any) -> Any:
 
 
 def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None) -> Learner:
-    """Start the learner ranks, as one gang: all are placed, or none."""
+    """Start the learner ranks of a policy."""
+    options = {"temperature": config.rollout.temperature, "reference": "ref_logprobs" in algorithm.needs, "dump_dir": str(dump_dir)}
+    ranks = start_ranks(config, LearnerRank, group, **options)
+    return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
+
+
+def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any) -> list[Any]:
+    """Start DeepSpeed ranks of a class, as one gang: all are placed, or none. Returns their handles, rank 0 first."""
     import ray
     from ray.exceptions import GetTimeoutError
     from ray.util.placement_group import placement_group
@@ -137,25 +144,9 @@ def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | 
     except GetTimeoutError:
         asked = f"{learner.num_ranks} x ({learner.cpus:g} CPUs, {learner.gpus:g} GPUs)"
         raise StallError(f"learner: the cluster had no room for {asked} within {learner.timeout_s:.0f} s; it has {_resources()}") from None
-    ranks = [
-        spawn(
-            LearnerRank,
-            slot,
-            learner,
-            absolute(config.model),
-            rank=i,
-            world_size=learner.num_ranks,
-            master_addr=address[0],
-            master_port=address[1],
-            steps=config.steps,
-            seed=config.seed,
-            temperature=config.rollout.temperature,
-            reference="ref_logprobs" in algorithm.needs,
-            dump_dir=str(dump_dir),
-        )
-        for i, slot in enumerate(slots)
-    ]
-    return Learner(ranks, learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
+    place = {"world_size": learner.num_ranks, "master_addr": address[0], "master_port": address[1]}
+    shared = {**place, "steps": config.steps, "seed": config.seed, **options}
+    return [spawn(cls, slot, learner, absolute(config.model), rank=i, **shared) for i, slot in enumerate(slots)]
 
 
 def start_rollouts(

@@ -7,7 +7,6 @@ together, in the same order.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rlft.actors.buckets import pack
 from rlft.actors.meter import Meter
-from rlft.actors.policy import adapters_off, exports, load_policy
+from rlft.actors.policy import adapters_off, buckets, exports, load_policy, save_model
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
@@ -146,7 +145,7 @@ class LearnerRank:
         All ranks iterate to the end. ZeRO-3 gathers one bucket at a time, so a tensor is valid until the
         next one is drawn: copy what you keep. Adapters are merged; a tied head is left out.
         """
-        for bucket in self._buckets(bucket_bytes):
+        for bucket in buckets(self._exports, bucket_bytes):
             with self._zero.whole(p for export in bucket for p in export.parameters):
                 for export in bucket:
                     yield export.name, export.read()
@@ -160,7 +159,7 @@ class LearnerRank:
         import ray
 
         references = []
-        for bucket in self._buckets(bucket_bytes):
+        for bucket in buckets(self._exports, bucket_bytes):
             with self._zero.whole(p for export in bucket for p in export.parameters):
                 if self._rank == 0:
                     references.append(ray.put(pack((export.name, export.read()) for export in bucket)))
@@ -182,23 +181,11 @@ class LearnerRank:
 
     def save(self, folder: str | Path) -> None:
         """Write weights, config and tokenizer in Hugging Face format; `folder` appears complete or not at all."""
-        from huggingface_hub import save_torch_state_dict
         from transformers import AutoTokenizer
 
         kept = {name: tensor.cpu().clone() for name, tensor in self.weights() if self._rank == 0}
         if self._rank == 0:
-            target = Path(folder)
-            partial = target.with_name(f".{target.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_torch_state_dict(kept, partial, metadata={"format": "pt"})
-            lm = self._engine.module.lm
-            lm.config.save_pretrained(partial)
-            if lm.generation_config is not None:
-                lm.generation_config.save_pretrained(partial)
-            AutoTokenizer.from_pretrained(self._model, trust_remote_code=False).save_pretrained(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            save_model(folder, kept, self._engine.module.lm, AutoTokenizer.from_pretrained(self._model, trust_remote_code=False))
         torch.distributed.barrier()
 
     def _annotate(self, batch: Batch, algorithm: Algorithm) -> Batch:
@@ -295,17 +282,6 @@ class LearnerRank:
         total = x.detach().clone().to(self._device)
         torch.distributed.all_reduce(total)
         return total.to(x.device)
-
-    def _buckets(self, bucket_bytes: int) -> Iterator[list[Any]]:
-        bucket, size = [], 0
-        for export in self._exports:
-            num_bytes = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in export.parameters)
-            if bucket and size + num_bytes > bucket_bytes:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(export)
-            size += num_bytes
-        yield bucket
 
 
 def free_address() -> tuple[str, int]:

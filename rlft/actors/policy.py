@@ -6,9 +6,11 @@ one file in which the next-token shift happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,18 +134,16 @@ def load_policy(
     Raises:
         ConfigError: no such model, or one whose logits are more than a projection.
     """
-    config, lm = _load(model, dtype)
+    from transformers import AutoModelForCausalLM
+
+    config, lm = load_pretrained(model, dtype, AutoModelForCausalLM)
     head = lm.get_output_embeddings()
     transforms = [key for key in LOGIT_TRANSFORMS if getattr(config, key, None) not in (None, 1.0)]
     if transforms:
         raise ConfigError(f"model {model!r} changes its logits ({', '.join(transforms)}), which the learner does not compute: use another")
     lm.get_input_embeddings().padding_idx = None  # it would drop the gradient of a real token with the pad id
     if lora_rank:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        targets = lora_targets[0] if list(lora_targets) == ["all-linear"] else list(lora_targets)
-        lora = LoraConfig(r=lora_rank, lora_alpha=lora_alpha, target_modules=targets, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
-        inject_adapter_in_model(lora, lm)
+        add_adapters(lm, lora_rank, lora_alpha, lora_targets)
     if lm.get_output_embeddings() is not head or not isinstance(head, nn.Linear):
         raise ConfigError(f"model {model!r}: the output head must be a plain linear layer; leave it out of learner.lora_targets")
     lm.set_output_embeddings(VocabularyHead(head, logprob_chunk))
@@ -152,21 +152,48 @@ def load_policy(
     return PolicyModel(lm.train())
 
 
-def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def load_pretrained(model: str, dtype: torch.dtype, auto_class: Any, **changes: Any) -> tuple[Any, Any]:
+    """Configuration, with `changes` and without dropout, and model of one of transformers' auto classes. Raises ConfigError."""
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False, **changes)
         for key, value in vars(config).items():
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
-        return config, AutoModelForCausalLM.from_pretrained(model, config=config, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        return config, auto_class.from_pretrained(model, config=config, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: weights of other shapes
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"model {model!r} cannot be loaded: {reason} Give a folder that holds config.json and *.safetensors, "
-            "or the Hub name of a causal language model that this machine can reach"
+            f"or the Hub name of a model for {auto_class.__name__} that this machine can reach"
         ) from error
+
+
+def add_adapters(lm: Any, rank: int, alpha: float, targets: Sequence[str], task_type: str | None = None) -> None:
+    """Put LoRA adapters into a model, in place; from then on only they train."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    modules = targets[0] if list(targets) == ["all-linear"] else list(targets)
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0, bias="none", task_type=task_type)  # type: ignore[arg-type]
+    inject_adapter_in_model(lora, lm)
+
+
+def save_model(folder: str | Path, weights: Mapping[str, Tensor], lm: Any, tokenizer: Any) -> None:
+    """Write a model and its tokenizer in Hugging Face format; `folder` appears complete or not at all."""
+    from huggingface_hub import save_torch_state_dict
+
+    target = Path(folder)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_torch_state_dict(dict(weights), partial, metadata={"format": "pt"})
+    lm.config.save_pretrained(partial)
+    if getattr(lm, "generation_config", None) is not None:
+        lm.generation_config.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 @contextmanager
@@ -193,8 +220,22 @@ class Export:
     read: Callable[[], Tensor]
 
 
-def exports(policy: PolicyModel) -> list[Export]:
-    """Every weight once, under the base model's names: adapters merged (W + scale * B @ A), a tied head left out."""
+def buckets(wanted: Sequence[Export], bucket_bytes: int) -> Iterator[list[Export]]:
+    """Tensors in order, cut into groups of at most `bucket_bytes`; one that is larger stands alone."""
+    bucket: list[Export] = []
+    size = 0
+    for export in wanted:
+        num_bytes = sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in export.parameters)
+        if bucket and size + num_bytes > bucket_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(export)
+        size += num_bytes
+    yield bucket
+
+
+def exports(policy: Any) -> list[Export]:
+    """Every weight of `policy.lm` once, under the base model's names: adapters merged (W + scale * B @ A), a tied head left out."""
     found = []
     for name, parameter in policy.lm.named_parameters():
         if ".lora_" in name:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
-from rlft.actors.policy import PolicyModel
 from rlft.config import LearnerConfig
 
 BUCKET = 200_000_000  # elements that ZeRO reduces or gathers at once, at most
@@ -52,7 +51,7 @@ def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, t
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
-def start_engine(policy: PolicyModel, config: LearnerConfig, bf16: bool) -> Any:
+def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool) -> Any:
     """A DeepSpeed engine with AdamW over the parameters of `policy` that train."""
     import deepspeed
 
@@ -73,7 +72,7 @@ def start_engine(policy: PolicyModel, config: LearnerConfig, bf16: bool) -> Any:
     return engine
 
 
-def shard_frozen(policy: PolicyModel, config: LearnerConfig, bf16: bool) -> PolicyModel:
+def shard_frozen(policy: Any, config: LearnerConfig, bf16: bool) -> Any:
     """Spread a model that never trains over the ranks under ZeRO-3; leave it as it is otherwise."""
     import deepspeed
 
@@ -131,11 +130,11 @@ def _settings(zero: dict[str, Any], bf16: bool) -> dict[str, Any]:
     }
 
 
-def _zero_section(policy: PolicyModel, stage: int) -> dict[str, Any]:
+def _zero_section(policy: Any, stage: int) -> dict[str, Any]:
     """Buckets no larger than the model: DeepSpeed allocates them in full at every backward."""
     bucket = min(BUCKET, max(1, sum(p.numel() for p in policy.parameters())))
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
-        hidden = policy.lm.config.hidden_size
+        hidden = policy.lm.config.get_text_config().hidden_size
         zero |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": 10 * hidden}
     return zero
