@@ -120,7 +120,9 @@ class _Bound:
     def _range(self, powers: int, name: str) -> None:
         while self._peek() in ("_", "^"):
             self._at += 1
-            if self._exponent(powers) > math.log10(MAX_RANGE):
+            while self._peek() in ("-", "+"):
+                self._at += 1
+            if self._atom(powers) > math.log10(MAX_RANGE):
                 raise Unsupported(f"a {name[1:]} over a range of more than {MAX_RANGE:g}")
 
 

@@ -30,6 +30,7 @@ _UNICODE = {
 _ROOT = re.compile(r"√\s*(\d+|[A-Za-z]|\((?:[^()]*)\))")
 _SIZES = re.compile(r"\\(?:m?left|m?right|[bB]igg?[lr]?)(?![A-Za-z])|\\!\s*|\\[,;:](?!\s?\d)|\\displaystyle(?![A-Za-z])")
 _UPRIGHT = re.compile(r"\\(?:mathrm|mathit|mathbf|operatorname|text)\{([a-z])\}")
+_PLUS_MINUS = re.compile(r"(^|[=({\[,])?\s*\\(?:pm|mp)(?![A-Za-z])")
 _SPACES = re.compile(r"(?<!\w) | (?!\w)")
 
 
@@ -43,7 +44,28 @@ def tidy(latex: str) -> str:
         text = re.sub(r"[^-+\d.]", "", text)
     text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
     text = _STARS.sub(lambda power: f"^{{{power[1].strip('()')}}}" if power[1] else "^", text)
-    return _SIGNED_POWER.sub(r"^{\1}", text)
+    return ", ".join(_both_signs(_SIGNED_POWER.sub(r"^{\1}", text)))
+
+
+def _both_signs(text: str) -> list[str]:
+    r"""The elements of a list with each a \pm b written as a + b, a - b. More than one sign in an element leaves it."""
+    if not _PLUS_MINUS.search(text):
+        return [text]
+    elements, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character in ",;" and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += character
+    signed = []
+    for element in map(str.strip, elements):
+        if len(_PLUS_MINUS.findall(element)) == 1:
+            signed.append(_PLUS_MINUS.sub(lambda sign: sign[1] if sign[1] is not None else "+", element))
+            signed.append(_PLUS_MINUS.sub(lambda sign: (sign[1] or "") + "-", element))
+        else:
+            signed.append(element)
+    return signed
 
 
 def same_text(answer: str, gold: str) -> bool | None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import get_args
 
 from rlft.errors import RewardError, TaskError
-from rlft.rewards.grader import Canary, defaults
+from rlft.rewards.grader import Canary, defaults, spoken
 from rlft.rewards.math import caps as limits
 from rlft.rewards.math.equal import parse, parse_gold, same_text, same_value, tidy
 from rlft.rewards.math.extract import Answer, Mode
@@ -28,6 +28,11 @@ CANARIES = (
     _canary("(1, 2)", "[1, 2]", 0.0),
     _canary("41", "42", 0.0),
 )
+_COMMON = (
+    r"-\sqrt{3}+2^{5}", r"(1,2]\cup[3,\infty)", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\sin(x)\cos x", r"\log_2 8", "5!", "|x-1|",
+    r"\sum_{k=1}^{n} k", "x=3, y=4", r"x \le 5", r"\text{Evelyn}", r"28\%", r"2\pi r", r"e^{2i}", r"\binom{5}{2}", "3.14", "1:2", "a_{1}=2",
+    r"f(x)=x^2+1", r"90^\circ", r"\int_0^1 x dx", r"5 \pm \sqrt{2}", r"7 \mod 3", r"\{1, 2\}", r"\frac{x}{y}",
+)  # fmt: skip
 
 
 @defaults(timeout_s=2.0, memory_mb=1024, on_error=0.0, canaries=CANARIES)
@@ -80,6 +85,14 @@ def math_equal(
         if not same and len(readings) == 1:
             return 0.0, "the answer cannot be read as mathematics"
     return float(same), "" if same else "the answer is not equal to the expected one"
+
+
+def warm_up() -> None:
+    """Fill the tables of the parser and sympy's caches with answers of the common kinds."""
+    for canary in CANARIES:
+        math_equal(canary.task, spoken(canary.task, canary.text))
+    for latex in _COMMON:
+        parse(tidy(latex))
 
 
 def reference(answer: object) -> Answer:
