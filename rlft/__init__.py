@@ -1,7 +1,7 @@
 """rlft: reinforcement-learning fine-tuning for language models on Ray, vLLM and DeepSpeed.
 
-`rlft.load` reads a run file; `rlft.train`, `rlft.sft` and `rlft.evaluate` run it. Importing
-rlft loads neither torch nor ray.
+`rlft.load` reads a run file; `rlft.train`, `rlft.sft`, `rlft.train_rm` and `rlft.evaluate` run it.
+Importing rlft loads neither torch nor ray.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from rlft.config import load
 from rlft.types import Completion, Group, Message, Task, Trajectory, Turn
 
 if TYPE_CHECKING:
+    from rlft.reward_training import train_rm
     from rlft.runs import evaluate, sft, train
 
-__all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "evaluate", "load", "sft", "train"]
+__all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "evaluate", "load", "sft", "train", "train_rm"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "sft", "train"):
         return getattr(import_module("rlft.runs"), name)
+    if name == "train_rm":
+        return import_module("rlft.reward_training").train_rm
     raise AttributeError(f"module 'rlft' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from rlft.actors.learner import Learner
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import assign
-from rlft.config import DataConfig, RunConfig, check_model
+from rlft.config import DataConfig, PreferencesConfig, RunConfig, check_model
 from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
@@ -112,6 +112,8 @@ def prepare(
     config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None, training: bool
 ) -> Parts:
     """Load and check everything that can be checked without an actor."""
+    if config.preferences != PreferencesConfig():
+        raise ConfigError("[preferences] applies to `rlft train-rm` only; remove it")
     check_model(config.model)
     make_env = make_env_fn(config, env)
     terms = compose(config.reward if reward is None else reward)
@@ -233,7 +235,7 @@ def _load(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> tuple[S
 
 def _check_sft(config: RunConfig) -> None:
     defaults = RunConfig(model=config.model)
-    for section in ("env", "reward", "reward_pool", "algorithm", "rollout", "eval"):
+    for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "eval"):
         if getattr(config, section) != getattr(defaults, section):
             raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
 

@@ -232,7 +232,8 @@ class Tracker:
 
 def status_line(metrics: Mapping[str, Any], tokens_per_s: float | None, evaluation: str, left_s: float) -> str:
     """A step in a few words: reward (or loss, where nothing is rewarded), speed, last evaluation, time left."""
-    reward, loss = metrics.get("reward/mean"), metrics.get("loss/policy", math.nan)
+    reward = metrics.get("reward/mean")
+    loss = metrics.get("loss/policy", metrics.get("loss/preference", math.nan))
     parts = [
         f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}",
         evaluation,
