@@ -1,0 +1,182 @@
+"""Inside a job: give up every privilege, then run the program that the client sends."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import select
+import signal
+import sys
+from dataclasses import dataclass
+
+from rlft.sandbox import filter as seccomp
+from rlft.sandbox import kernel, landlock, program, wire
+from rlft.sandbox.namespaces import INSIDE, SCRATCH, Place, mount_scratch
+from rlft.sandbox.types import Limits, Tier
+
+CONTROL, GO = 3, 4
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What is the same for every job of a server."""
+
+    tier: Tier
+    place: Place
+    landlock_abi: int  # 0: left out, which the self-test must notice
+    filter: bytes  # b"": left out, which the self-test must notice
+    base_bytes: int  # address space that the server takes itself
+    has_groups: bool  # control groups hold memory and processes
+
+
+@dataclass(frozen=True)
+class Order:
+    """One job, as its server was asked for it."""
+
+    limits: Limits
+    session: bool
+    uid: int  # to become in tier B; -1 to stay who we are
+    other_tasks: int  # of the same user, which the kernel counts too
+    folder: str  # in tier B: with the job's files, its working directory
+
+
+def confine_and_run(confinement: Confinement, order: Order, fds: tuple[int, int, int], go: int) -> None:
+    """Never returns. `go` delivers one byte when the server is done with its part, and closes with the server."""
+    os.setsid()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    _check_in(go)
+    go = _keep_only(fds, go)
+    request = wire.read_frame(CONTROL)
+    if request is None:
+        os._exit(0)
+    scratch = _prepare_folder(confinement, order, request.get("files", {}))
+    _drop_ids(confinement, order)
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # changing ids has cleared it
+    if select.select([go], [], [], 0)[0]:
+        os._exit(0)  # the server has died before
+    if confinement.tier == "A":
+        _write_files(".", request.get("files", {}))
+    _open_standard_streams(request.get("stdin", ""))
+    kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+    if confinement.landlock_abi:
+        _apply_landlock(confinement, scratch)
+    os.closerange(CONTROL + 1, 1 << 30)
+    _set_rlimits(confinement, order)
+    _seed(request.get("job_id", ""))
+    _restore_signals()
+    if confinement.filter:
+        kernel.load_filter(seccomp.for_process(confinement.filter, os.getpid()))
+    if order.session:
+        program.serve_cells(CONTROL)
+    elif "calls" in request:
+        program.run_calls(CONTROL, request)
+    else:
+        program.run_script(CONTROL, request)
+
+
+def _check_in(go: int) -> None:
+    if os.read(go, 1) != b"!":
+        os._exit(0)
+
+
+def _keep_only(fds: tuple[int, int, int], go: int) -> int:
+    """The streams under their numbers, which the server keeps free of anything else."""
+    for fd, target in zip((*fds, go), (CONTROL, 1, 2, GO), strict=True):
+        os.dup2(fd, target, inheritable=target in (1, 2))
+    return GO
+
+
+def _prepare_folder(confinement: Confinement, order: Order, files: dict[str, str]) -> int:
+    """Make the scratch folder the working directory; an O_PATH descriptor of it."""
+    if confinement.tier == "A":
+        mount_scratch(order.limits.disk_mb, order.limits.files)
+        os.chdir(SCRATCH)
+    else:
+        os.chdir(order.folder)
+        _write_files(".", files)
+    return os.open(".", os.O_PATH)
+
+
+def _write_files(folder: str, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+            file.write(text)
+
+
+def _drop_ids(confinement: Confinement, order: Order) -> None:
+    new = INSIDE if confinement.tier == "A" else order.uid
+    if new >= 0:
+        os.setresgid(new, new, new)
+        os.setresuid(new, new, new)
+    kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0 if confinement.has_groups else 1)  # 1: the server reads its memory use
+
+
+def _open_standard_streams(stdin: str) -> None:
+    if stdin:
+        fd = os.memfd_create("stdin", os.MFD_ALLOW_SEALING)
+        wire.write_all(fd, stdin.encode("utf-8", "surrogatepass"))
+        os.lseek(fd, 0, os.SEEK_SET)
+        import fcntl
+
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    else:
+        fd = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(fd, 0)
+    os.close(fd)
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
+
+
+def _apply_landlock(confinement: Confinement, scratch: int) -> None:
+    place = confinement.place
+    rules = [(fd, landlock.RUN if _is_folder(fd) else landlock.RUN & landlock.OF_A_FILE) for fd in place.readable]
+    rules += [(fd, landlock.READ_FILE | (landlock.WRITE_FILE if writable else 0)) for fd, writable in place.devices]
+    rules.append((scratch, landlock.WORK if confinement.tier == "A" else landlock.LOOK))
+    landlock.restrict(rules, confinement.landlock_abi)
+
+
+def _is_folder(fd: int) -> bool:
+    return os.stat(fd).st_mode & 0o170000 == 0o040000
+
+
+def _set_rlimits(confinement: Confinement, order: Order) -> None:
+    limits = order.limits
+    memory = limits.memory_mb * MIB
+    if not confinement.has_groups and confinement.tier == "A":
+        memory = max(memory - limits.disk_mb * MIB, 16 * MIB)  # nothing else counts the scratch folder
+    both = {
+        resource.RLIMIT_AS: confinement.base_bytes + memory,
+        resource.RLIMIT_NPROC: limits.processes + order.other_tasks,
+        resource.RLIMIT_NOFILE: 256,
+        resource.RLIMIT_FSIZE: limits.disk_mb * MIB,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: 256,
+    }
+    if not order.session:
+        both[resource.RLIMIT_CPU] = -int(-limits.cpu_s // 1)
+    for name, value in both.items():
+        hard = resource.getrlimit(name)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(name, (value, value))
+
+
+def _seed(job_id: str) -> None:
+    """The same job draws the same numbers; a fork has reseeded `random` from the system."""
+    random.seed(job_id)
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed(random.Random(job_id).getrandbits(32))
+
+
+def _restore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)

@@ -1,0 +1,278 @@
+"""The fork server: a small process of one thread that clones a confined child per job and ends it in time.
+
+It is told of jobs as JSON on a SOCK_SEQPACKET socket, with the job's three streams attached, and never sees code,
+input or output: those go between client and child. Orders: {"start": id, "session", "files", "limits"},
+{"kill": id, "why"}, {"interrupt": id}. Replies: {"done": id, ...}, {"interrupted": id}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from rlft.sandbox import cgroups, kernel, landlock, namespaces
+from rlft.sandbox.child import CONTROL, GO, MIB, Confinement, Order, confine_and_run
+from rlft.sandbox.types import Limits
+from rlft.sandbox.watch import Watch
+
+MAX_MESSAGE = 65536
+SETUP_FAILED = 125
+TICK_S = 0.005  # between looks at the memory of jobs where no control group does it
+
+
+@dataclass
+class Job:
+    """A running job, as its server keeps it."""
+
+    id: int
+    pid: int
+    pidfd: int
+    order: Order
+    slot: int
+    group: cgroups.Slot | None
+    go: int  # closes when the server dies
+    deadline: float  # time.monotonic(); infinite for sessions, which their client times
+    why: str = ""  # it was killed
+
+
+class Server:
+    """Holds the jobs and the free slots; a slot is a user id (as root), a pair of control groups and a folder."""
+
+    def __init__(self, control: socket.socket, confinement: Confinement, uids: int, groups: cgroups.Groups | None, folder: str) -> None:
+        self.control, self.confinement, self.uids, self.groups, self.folder = control, confinement, uids, groups, folder
+        self.watch = Watch(confinement.place.proc, confinement.base_bytes)
+        self.jobs: dict[int, Job] = {}
+        self.by_pidfd: dict[int, int] = {}
+        self.free: list[int] = []
+        self.slots: list[cgroups.Slot | None] = []
+        self.poll = select.epoll()
+        self.poll.register(control, select.EPOLLIN)
+
+    def serve(self) -> None:
+        """Until the client closes its end."""
+        try:
+            while True:
+                for fd, _ in self.poll.poll(self._until_next()):
+                    if fd == self.control.fileno():
+                        if not self._obey():
+                            return
+                    elif fd in self.by_pidfd:
+                        self._finish(self.jobs[self.by_pidfd[fd]])
+                self._enforce()
+        finally:
+            for job in list(self.jobs.values()):
+                self._kill(job, "closed")
+                self._finish(job)
+            if self.groups:
+                self.groups.close()
+
+    def _until_next(self) -> float:
+        if not self.jobs:
+            return -1
+        nearest = min(job.deadline for job in self.jobs.values()) - time.monotonic()
+        wait = min(max(nearest, 0.0), 60.0)
+        return wait if self.groups else min(wait, TICK_S)
+
+    def _enforce(self) -> None:
+        now = time.monotonic()
+        for job in self.jobs.values():
+            if now >= job.deadline and not job.why:
+                self._kill(job, "timeout")
+            elif not self.groups and not job.why and self.watch.memory_of(job.pid) > job.order.limits.memory_mb * MIB:
+                self._kill(job, "oom")
+
+    def _obey(self) -> bool:
+        message, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return False
+        order = json.loads(message)
+        if "start" in order:
+            self._start(order, (fds[0], fds[1], fds[2]))
+            for fd in fds:
+                os.close(fd)
+        elif "kill" in order and (job := self.jobs.get(order["kill"])):
+            self._kill(job, order["why"])
+        elif "interrupt" in order:
+            if job := self.jobs.get(order["interrupt"]):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(job.pidfd, signal.SIGINT)
+            self._reply({"interrupted": order["interrupt"]})
+        return True
+
+    def _reply(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the end of the stream is read next
+            self.control.send(json.dumps(message).encode())
+
+    def _start(self, asked: dict[str, Any], fds: tuple[int, int, int]) -> None:
+        limits = Limits(**asked["limits"])
+        tier, root = self.confinement.tier, self.uids >= 0
+        slot = self.free.pop() if self.free else self._new_slot()
+        folder = self.folder
+        if tier == "B" and asked["files"]:
+            folder = os.path.join(self.folder, str(slot))
+            os.mkdir(folder)
+        uid = self.uids + slot if root else os.geteuid()
+        shared = tier == "B" and not root  # its tasks count with everybody else's of this user
+        order = Order(limits, asked["session"], uid if root else -1, self.watch.tasks_of(uid) if shared else 0, folder)
+        group = self.slots[slot]
+        if group:
+            group.set_limits(limits.memory_mb * MIB, limits.processes)
+        waiting, go = os.pipe()
+        pid, pidfd = kernel.clone(namespaces.JOB if tier == "A" else 0)
+        if pid == 0:
+            os.close(go)  # it tells the child of this process's death
+            try:
+                confine_and_run(self.confinement, order, fds, waiting)
+            except BaseException:
+                os.write(2, f"the sandbox could not be set up: {traceback.format_exc()}".encode())
+            os._exit(SETUP_FAILED)
+        os.close(waiting)
+        if tier == "A":
+            namespaces.map_ids(self.confinement.place, pid, uid, uid if root else os.getegid())
+        if group:
+            group.attach(pid)
+        deadline = float("inf") if asked["session"] else time.monotonic() + limits.wall_s
+        self.jobs[asked["start"]] = Job(asked["start"], pid, pidfd, order, slot, group, go, deadline)
+        self.by_pidfd[pidfd] = asked["start"]
+        self.poll.register(pidfd, select.EPOLLIN)
+        os.write(go, b"!")
+        if tier == "B":
+            self._reply({"started": asked["start"], "pid": pid})
+
+    def _new_slot(self) -> int:
+        slot = len(self.slots)
+        self.slots.append(self.groups.slot(f"slot-{slot}") if self.groups else None)
+        return slot
+
+    def _kill(self, job: Job, why: str) -> None:
+        job.why = job.why or why
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(job.pidfd, signal.SIGKILL)
+
+    def _finish(self, job: Job) -> None:
+        """Take leave of a job whose first process has ended; what else is left of it ends here."""
+        if self.confinement.tier == "B":
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(job.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(job.pid, 0)
+        if self.confinement.tier == "B":
+            _reap_group(job.pid)
+        self.poll.unregister(job.pidfd)
+        os.close(job.pidfd)
+        os.close(job.go)
+        del self.by_pidfd[job.pidfd], self.jobs[job.id]
+        if job.order.folder != self.folder:
+            shutil.rmtree(job.order.folder)
+        oom_kills = job.group.new_kills() if job.group else 0
+        self.free.append(job.slot)
+        code = os.waitstatus_to_exitcode(status)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        self._reply({"done": job.id, "code": code, "cpu_s": cpu_s, "oom": bool(oom_kills), "why": job.why})
+
+
+def _reap_group(group: int) -> None:
+    """Orphans of a job come to this process, which is a subreaper; all have been sent SIGKILL."""
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        try:
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                time.sleep(0.0002)
+        except ChildProcessError:
+            break
+
+
+def main() -> None:
+    """Read the configuration from standard input, get ready, and serve the socket whose number it gives."""
+    config = json.loads(sys.stdin.buffer.read())
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != config["parent"]:
+        return
+    control = _arrange_fds(config["control"])
+    try:
+        server = _prepare(control, config)
+    except Exception as error:
+        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()[:MAX_MESSAGE])
+        return
+    gc.collect()
+    gc.freeze()  # a collection in a child does not copy what they share
+    server.serve()
+
+
+def _arrange_fds(number: int) -> socket.socket:
+    """The control socket out of the way of the numbers that children use, which are taken by /dev/null."""
+    import fcntl
+
+    high = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 20)
+    os.close(number)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in {0, CONTROL, GO} - {null}:
+        os.dup2(null, fd, inheritable=False)
+    return socket.socket(fileno=high)
+
+
+def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    for name in config["preload"]:
+        importlib.import_module(name)
+    require_one_thread()
+    tier, root = config["tier"], os.geteuid() == 0
+    if root:
+        os.setgroups([])
+    version = landlock.abi()
+    uids = namespaces.free_uid_block() if root else -1
+    groups = cgroups.Groups.open() if config["groups"] else None
+    paths = namespaces.visible(config["python"], config["site"])
+    proc = os.open("/proc", os.O_DIRECTORY | os.O_CLOEXEC)
+    if tier == "A":
+        namespaces.enter_root(paths)
+    else:
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    _raise_limits()
+    place = namespaces.open_place(paths, proc)
+    left_out = config["left_out"]
+    confinement = Confinement(
+        tier,
+        place,
+        0 if "landlock" in left_out else version,
+        b"" if "seccomp" in left_out else bytes.fromhex(config["filter"]),
+        _address_space(place.proc),
+        groups is not None,
+    )
+    facts = {"ready": True, "tier": tier, "root": root, "landlock": version, "groups": groups.version if groups else 0, "pid": os.getpid()}
+    control.send(json.dumps(facts).encode())
+    return Server(control, confinement, uids, groups, config["folder"])
+
+
+def require_one_thread() -> None:
+    """A clone copies one thread: locks that another one holds would stay locked in every job. Raises RuntimeError."""
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        raise RuntimeError(f"the fork server has {len(threads)} threads; a module that is preloaded must not start any")
+
+
+def _raise_limits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _address_space(proc: int) -> int:
+    fd = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
+    try:
+        return int(os.read(fd, 100).split()[0]) * resource.getpagesize()
+    finally:
+        os.close(fd)
