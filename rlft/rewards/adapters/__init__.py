@@ -1,0 +1,1 @@
+"""Reward functions written for other libraries, used as they are: one file per library."""
