@@ -17,9 +17,9 @@ MAX_BETWEEN = 70  # characters between two boxes of one list
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)[\s*]*(?=[^\s.])|\banswer\s*(?=\$|\\\(|\\\[)", re.IGNORECASE)
-_SENTENCE = re.compile(r"[^\n]*?(?=\.?[\s*]*(?:\n|$)|\.\s)")
+_SENTENCE = re.compile(r"[^\n]*?(?=[\s*.]{0,20}(?:\n|$)|\**\.\s)")
 _MATH = re.compile(
     rf"(?:\$\$(?P<dollars>(?:\\\$|[^$]){{1,{MAX_LENGTH}}})\$\$|\\\[(?P<bracket>(?s:.{{1,{MAX_LENGTH}}}?))\\\]"
     rf"|(?<![\\\d])\$(?P<inline>(?:\\\$|[^$\n]){{1,{MAX_LENGTH}}})\$|\\\((?P<paren>[^\n]{{1,{MAX_LENGTH}}}?)\\\))"
@@ -27,6 +27,7 @@ _MATH = re.compile(
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|log|sin|cos|tan|pi|and|or|percent|pct)[A-Za-z]{2,}|\n")
 _DELIMITERS = re.compile(r"(?<!\\)\$|\\[()\[\]]")
+_FULL_STOP = re.compile(r"(?<!\\right)\s*\.$")
 _SPACING = re.compile(r"\\(?:quad|qquad|text|textbf|mbox)(?![A-Za-z])|\\[,;:! ]|[{}]")
 _SEPARATED = re.compile(r"[\s.]*|\s*(?:,|;|,?\s*\band\b|,?\s*\bor\b)\s*")
 _WORDS = re.compile(r"(?:[^\s=]+\s+){0,3}(?:and|or)\s*(?:[^\s=]+\s*=)?\s*")  # "apples and", "for part a and", "and y ="
@@ -64,7 +65,7 @@ def extract(text: str, mode: Mode = "boxed") -> Answer:
 
 def bare(latex: str) -> str:
     """Mathematics without dollar signs and other delimiters, outer white space and a full stop at its end."""
-    return _DELIMITERS.sub(" ", latex).strip().removesuffix(".").strip()
+    return _FULL_STOP.sub("", _DELIMITERS.sub(" ", latex).strip())
 
 
 def _boxed(text: str) -> str | None:
@@ -75,8 +76,8 @@ def _boxed(text: str) -> str | None:
         closing = _closing(text, opening.end())
         if closing is None or closing >= until or (found and not _one_list(text[closing + 1 : until])):
             break
-        content = text[opening.end() : closing].strip()
-        if found[-1:] != [content]:
+        content = text[opening.end() : closing]
+        if not found or found[-1].strip() != content.strip():
             found.append(content)
         until = opening.start()
     return ", ".join(reversed(found)) if found else None
@@ -100,13 +101,23 @@ def _one_list(between: str) -> bool:
 
 
 def _last_marked(text: str) -> str | None:
-    if tags := _TAG.findall(text):
-        return tags[-1]
+    if (tagged := _tagged(text)) is not None:
+        return tagged
     if stated := _last(_STATED, text):
         after = text[stated.end() :]
         found = _run(after) if _MATH.match(after) else None
         return found or _SENTENCE.match(after)[0].rpartition(" is ")[2]  # type: ignore[index]  # it matches everywhere
     return _run(text, last=True) or (None if _PROSE.search(text.strip()) else text)
+
+
+def _tagged(text: str) -> str | None:
+    found, inside = None, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            inside = tag.end()
+        elif inside is not None:
+            found, inside = text[inside : tag.start()], None
+    return found
 
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
