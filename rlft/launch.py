@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft import algorithms, envs
+from rlft.actors.judge_engine import Completing, JudgeEngine
 from rlft.actors.learner import Learner
 from rlft.actors.learner_rank import LearnerRank, free_address
 from rlft.actors.reward import RewardWorker
@@ -24,6 +25,9 @@ from rlft.algorithms.base import Algorithm
 from rlft.config import RunConfig, bind
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, StallError
+from rlft.rewards.compose import PackedGrader
+from rlft.rewards.grader import UsesEngines
+from rlft.rewards.learned.judge import POLICY
 from rlft.rollout.renderer import Renderer
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
@@ -55,7 +59,7 @@ def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
 
 
 @contextmanager
-def ray_session(config: RunConfig, address: str | None, learner: bool = True, rollouts: bool = True) -> Iterator[None]:
+def ray_session(config: RunConfig, address: str | None, learner: bool = True, rollouts: bool = True, judges: int = 0) -> Iterator[None]:
     """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine and stop it at the end.
 
     A Ray of our own counts as many CPUs as the roles ask for: the phases of a step take
@@ -78,7 +82,8 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
     else:
         pool = config.reward_pool.num_workers * config.reward_pool.cpus
         learners = config.learner.num_ranks * config.learner.cpus
-        cpus = (config.rollout.num_workers * config.rollout.cpus + pool) * rollouts + learners * learner
+        engines = (config.rollout.num_workers + judges) * config.rollout.cpus
+        cpus = (engines + pool) * rollouts + learners * learner
         ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
     try:
         yield
@@ -150,12 +155,14 @@ def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any)
 
 
 def start_rollouts(
-    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, folder: Path, transfer: Transfer | None, group: Any = None
+    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: PackedGrader, folder: Path, transfer: Transfer | None, group: Any = None
 ) -> Rollouts:
     """Start the reward workers and the rollout workers that use them."""
     pool, rollout = config.reward_pool, config.rollout
     slot = Slot(pool.cpus, pool.gpus)
     rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
+    slot = Slot(rollout.cpus, rollout.gpus * rollout.tensor_parallel_size)
+    judges = {model: [spawn(JudgeEngine, slot, absolute(model), rollout, config.seed)] for model in judge_models(grader)}
     graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
     found = config.model_copy(update={"model": absolute(config.model), "chat_template": absolute(config.chat_template)})
@@ -163,7 +170,15 @@ def start_rollouts(
         spawn(RolloutWorker, Slot(cpus, gpus, group, i), found, make_env, graders, put, folder, i, transfer)
         for i in range(rollout.num_workers)
     ]
-    return Rollouts(workers, config, make_probe(config, renderer))
+    engines = {model: Completing(actors, rollout.timeout_s) for model, actors in {**judges, POLICY: workers}.items()}
+    starting = [reward.start.remote(engines) for reward in rewards] + [judge.warm_up.remote() for (judge,) in judges.values()]
+    return Rollouts(workers, config, make_probe(config, renderer), starting)
+
+
+def judge_models(grader: PackedGrader) -> list[str]:
+    """Models that rewards ask and that are not the policy: each gets an engine of its own, as large as a rollout worker's."""
+    asked = [model for scorer in grader.scorers.values() if isinstance(scorer, UsesEngines) for model in scorer.engines]
+    return [model for model in dict.fromkeys(asked) if model != POLICY]
 
 
 def absolute(name: str) -> str:
@@ -200,7 +215,7 @@ def shared_bundles(config: RunConfig, transfer: Transfer | None) -> Any:
 
 
 def start(
-    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: Any, algorithm: Algorithm, folder: Path
+    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: PackedGrader, algorithm: Algorithm, folder: Path
 ) -> tuple[Rollouts, Learner]:
     """Every actor of an RL run. They come up side by side; the first call to each waits for it."""
     transfer = choose_transfer(config)

@@ -18,7 +18,7 @@ from rlft.data import BadRow, TaskStream, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
 from rlft.evaluation import Evaluation, evaluate_policy
-from rlft.launch import make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
+from rlft.launch import judge_models, make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
 from rlft.loop import learn
 from rlft.loop import train as train_loop
 from rlft.rewards.compose import PackedGrader, compose, pack
@@ -70,7 +70,7 @@ def train(
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
-        with ray_session(config, address):
+        with ray_session(config, address, judges=len(judge_models(parts.grader))):
             return asyncio.run(_train(config, parts, made, folder, tracker))
 
 
@@ -104,7 +104,7 @@ def evaluate(
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
-        with ray_session(config, address, learner=False):
+        with ray_session(config, address, learner=False, judges=len(judge_models(parts.grader))):
             return asyncio.run(_evaluate(config, parts, folder, tracker))
 
 

@@ -6,14 +6,14 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, pstdev
 from typing import Any
 
 from rlft.errors import RewardError
 from rlft.rewards.compose import PackedGrader, compose, pack
-from rlft.rewards.grader import Failure, Rule, Scorer, Verdict, spoken, verdicts
+from rlft.rewards.grader import Failure, Rule, Scorer, UsesEngines, Verdict, spoken, verdicts
 from rlft.rewards.process import GradingProcesses, Report, Request
 from rlft.rewards.serve import failure, limit_of, too_slow
 from rlft.types import Group, Trajectory
@@ -40,10 +40,17 @@ class RewardWorker:
         self._ungraded: Counter[str] = Counter()
         self._seconds = 0.0
 
-    async def start(self) -> None:
-        """Load the rewards, start processes and scorers, look at the canaries; `grade` does it too. Raises RewardError."""
+    async def start(self, engines: Mapping[str, Any] | None = None) -> None:
+        """Load the rewards, start processes and scorers, look at the canaries; `grade` does it too.
+
+        Args:
+            engines: what completes conversations for each model that a scorer asks on rlft's own engines.
+
+        Raises:
+            RewardError, ConfigError: a reward cannot be loaded or started, or fails its canary.
+        """
         if self._started is None:
-            self._started = asyncio.get_running_loop().create_task(self._start())
+            self._started = asyncio.get_running_loop().create_task(self._start(engines or {}))
         await asyncio.shield(self._started)
 
     async def grade(self, groups: Sequence[Group], step: int = 0) -> list[Group]:
@@ -83,7 +90,10 @@ class RewardWorker:
             await scorer.close()
         await self._processes.close()
 
-    async def _start(self) -> None:
+    async def _start(self, engines: Mapping[str, Any]) -> None:
+        for scorer in self._grader.scorers.values():
+            if isinstance(scorer, UsesEngines):
+                scorer.connect(engines)
         await asyncio.gather(self._processes.start(), *(scorer.start() for scorer in self._grader.scorers.values()))
         await self._look_at_canaries()
 
@@ -117,13 +127,18 @@ class RewardWorker:
         try:
             async with asyncio.timeout(limit_of(rule, self._timeout_s)):
                 returned = await scorer.score(replace(sheet.group, trajectories=tuple(asked.values())))
-            found = verdicts(rule, returned, len(asked))
+            refused = [isinstance(value, RewardError) for value in returned]
+            found = verdicts(rule, [0.0 if no else value for no, value in zip(refused, returned, strict=True)], len(asked))
         except TimeoutError:
             sheet.fail(asked, place, too_slow(rule, self._timeout_s))
         except Exception as error:
             sheet.fail(asked, place, failure(rule, error))
         else:
-            sheet.verdicts.update({(item, place): verdict for item, verdict in zip(asked, found, strict=True)})
+            for item, no, value, given in zip(asked, refused, returned, found, strict=True):
+                if no:
+                    sheet.fail([item], place, failure(rule, value))
+                else:
+                    sheet.verdicts[item, place] = given
 
     async def _ask_of_groups(self, sheets: Sequence[_Sheet], step: int) -> None:
         """Group rewards, one after the other: each sees the parts of those before it."""
@@ -173,7 +188,7 @@ class _Sheet:
         self.verdicts.update({call: found[0] for call, found in report.verdicts.items()})
         self._failures.update(report.failures)
 
-    def fail(self, items: Mapping[int, Trajectory], place: int, why: Failure) -> None:
+    def fail(self, items: Iterable[int], place: int, why: Failure) -> None:
         self._failures.update({(item, place): why for item in items})
 
     def total(self, step: int, items: Collection[int] | None = None) -> Group:

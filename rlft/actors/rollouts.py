@@ -67,10 +67,11 @@ class Rollouts:
     Args:
         workers: actor handles of RolloutWorker.
         probe: what a publish is verified on.
+        starting: references to wait for before the first rollout: what the workers depend on.
     """
 
-    def __init__(self, workers: Sequence[Any], config: RunConfig, probe: Probe) -> None:
-        self.workers, self.config, self.probe = workers, config.rollout, probe
+    def __init__(self, workers: Sequence[Any], config: RunConfig, probe: Probe, starting: Sequence[Any] = ()) -> None:
+        self.workers, self.config, self.probe, self._starting = workers, config.rollout, probe, starting
         self.tasks_per_step, self.steps = config.tasks_per_step, config.steps
         self._numbers = itertools.count()
         self._step = 0
@@ -87,7 +88,8 @@ class Rollouts:
         return await self._ahead.popleft()
 
     async def warm_up(self) -> None:
-        """Wait until every engine is up and has run once."""
+        """Wait until every engine is up and has run once, and what grades is connected."""
+        await within(self._starting, self.config.timeout_s, "reward workers and judges (start)")
         await within([w.warm_up.remote() for w in self.workers], self.config.timeout_s, "rollout workers (start)")
 
     async def evaluate(self, tasks: Sequence[Task], sampling: SamplingConfig, samples: int, label: str) -> list[Sampled]:

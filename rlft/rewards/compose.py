@@ -18,8 +18,37 @@ from rlft.rewards.grader import Canary, Defaults, Kind, Rule, Scorer, Term
 # What ships, by module of this package.
 _SHIPPED = {
     "builtin": ("exact_match", "number_match", "regex", "format_tags", "length", "overlong"),
+    "math": ("math_equal",),
+    "code": ("code_tests",),
+    "structured": ("json_schema", "key_value_f1", "graph_f1"),
+    "choice": ("multiple_choice",),
+    "quantity": ("quantity",),
+    "ranking": ("set_match", "list_match", "ranking"),
+    "function_call": ("function_call",),
+    "instructions": ("instructions",),
+    "text": ("bleu", "chrf", "rouge"),
+    "countdown": ("countdown",),
+    "sql": ("sql_equal",),
+    "shaping": ("cosine_length", "relative_length", "pass_rate_label", "adactrl", "best_in_group", "pairwise",
+                "safety_gate", "ensemble", "length_debiased"),  # fmt: skip
+    "adapters.trl": ("trl_reward",),
+    "adapters.verl": ("verl_reward",),
+    "adapters.openrlhf": ("openrlhf_reward",),
+    "adapters.verifiers": ("verifiers_rubric",),
+    "adapters.reasoning_gym": ("reasoning_gym",),
 }
-BUILTIN: dict[str, str] = {name: f"rlft.rewards.{module}:{name}" for module, names in _SHIPPED.items() for name in names}
+_SCORERS = {
+    "openrlhf_server": "adapters.openrlhf:OpenRLHFServer",
+    "http_reward": "http:HttpReward",
+    "reward_model": "learned.reward_model:RewardModel",
+    "log_likelihood": "learned.log_likelihood:LogLikelihood",
+    "process_reward": "learned.process_reward:ProcessReward",
+    "judge": "learned.judge:Judge",
+}
+BUILTIN: dict[str, str] = {
+    **{name: f"rlft.rewards.{module}:{name}" for module, names in _SHIPPED.items() for name in names},
+    **{name: f"rlft.rewards.{path}" for name, path in _SCORERS.items()},
+}
 RULE_KEYS = ("weight", "gate", "normalize", "clip", "on_error", "optional", "timeout_s", "memory_mb")
 
 

@@ -81,12 +81,26 @@ class Scorer(Protocol):
 
     Constructing one does nothing but check its options; it is made on the driver and sent to the
     worker. `score` answers concurrent calls and returns one value (or (value, feedback)) per trajectory
-    of the group; it raises RewardError where it cannot grade.
+    of the group, a RewardError in the place of one that it cannot grade; it raises where it can grade none.
     """
 
     async def start(self) -> None: ...
     async def score(self, group: Group) -> Sequence[Any]: ...
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class UsesEngines(Protocol):
+    """A scorer that asks models on rlft's own engines."""
+
+    @property
+    def engines(self) -> Sequence[str]:
+        """Which: "policy" for the one that is trained, or model folders. Each gets an engine before the start."""
+        ...
+
+    def connect(self, engines: Mapping[str, Any]) -> None:
+        """Take what completes conversations for each of them (`rlft.rewards.learned.calls.Complete`)."""
+        ...
 
 
 @dataclass(frozen=True)
