@@ -16,11 +16,12 @@ import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from pydantic import BaseModel
 
-from rlft import Completion, Task, Trajectory, Turn
+from rlft import Completion, Task, Trajectory, Turn, preference_report
 from rlft.actors.weight_transfer import choose_transfer
 from rlft.algorithms import BUILTIN as ALGORITHMS
 from rlft.cli import app
@@ -41,7 +42,7 @@ from rlft.types import GroupRef, TrajectoryInfo
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 OTHER_PAGES = ["AGENTS.md", "cluster/README.md"]  # nothing to execute, but commands and links
-STARTS_A_RUN = ("rlft.train(", "rlft.sft(", "rlft.evaluate(")
+STARTS_A_RUN = ("rlft.train(", "rlft.sft(", "rlft.train_rm(", "rlft.evaluate(")
 
 
 def read(page):
@@ -302,10 +303,11 @@ def is_documented(name, names):
     return any(re.fullmatch(r"[\w@/]+".join(map(re.escape, re.split(r"<\w+>", known))), name) for known in names)
 
 
-STEP, TIMES, EVALUATION, SUMMARY = (
-    documented(heading) for heading in ("A step", "Where a step's time went", "An evaluation", "summary.json")
+STEP, TIMES, EVALUATION, SUMMARY, REWARD_MODEL = (
+    documented(heading)
+    for heading in ("A step", "Where a step's time went", "An evaluation", "summary.json", "Training a reward model")
 )
-METRIC = r"(reward|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish)/\w+|time/\w+_s"
+METRIC = r"(reward|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish|preference)/\w+|time/\w+_s"
 
 
 def constants():
@@ -324,19 +326,21 @@ def computed():
     info = TrajectoryInfo("t", "completed", 1.0, {"exact_match": 1.0}, 1, 1, 1, 0, "", {"exact_match": "timeout"})
     step = rollout_metrics([GroupRef("g", (info,), None, 2)], 0)
     evaluated = {f"eval/{name}" for name in [*summarize({"t": [1.0] * 4}, (1, 4)), "greedy"]}
+    evaluated |= {f"eval/{name}" for name in preference_report.report(np.zeros((1, 2)), np.ones((1, 2))).figures()}
     worker = {"time/rollout_s", "time/reward_s", "time/store_s", "time/other_s"}  # named by rollout workers and the stopwatch
     return {*step, *evaluated, *worker}
 
 
 def test_every_metric_that_the_code_names_is_documented():
     names = constants() | computed()
-    assert {name for name in names if not is_documented(name, STEP | TIMES | EVALUATION)} == set()
+    assert {name for name in names if not is_documented(name, STEP | TIMES | EVALUATION | REWARD_MODEL)} == set()
     assert len(names) > 40 and not is_documented("kl/gone", STEP)
 
 
 def test_every_documented_metric_is_named_in_the_code():
     named = constants() | computed()
-    lost = {name for name in STEP | TIMES | EVALUATION if not any(is_documented(other, {name}) for other in named)}
+    every = STEP | TIMES | EVALUATION | REWARD_MODEL
+    lost = {name for name in every if not any(is_documented(other, {name}) for other in named)}
     assert lost == set()
 
 
