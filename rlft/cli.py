@@ -1,4 +1,4 @@
-"""The command line: rlft train | sft | eval | submit | starter | demo."""
+"""The command line: rlft train | sft | train-rm | eval | check | serve-reward | submit | starter | demo."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overw
     runs.sft(config, address=address, overwrite=overwrite)
 
 
+@app.command("train-rm")
+def train_rm(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
+    """Train a reward model on preference pairs."""
+    config = load(run, set or ())
+    from rlft import reward_training  # takes seconds: a wrong run file is told before
+
+    reward_training.train_rm(config, address=address, overwrite=overwrite)
+
+
 @app.command("eval")
 def evaluate(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Evaluate a model on the tasks of [eval.data]."""
@@ -45,6 +54,50 @@ def evaluate(run: RunFile, set: Set = None, address: Address = None, overwrite: 
     from rlft import runs  # takes seconds: a wrong run file is told before
 
     runs.evaluate(config, address=address, overwrite=overwrite)
+
+
+@app.command()
+def check(
+    run: RunFile,
+    samples: Annotated[int | None, typer.Option(min=1, help="tasks drawn at random; default all")] = None,
+    template: Annotated[str, typer.Option(help="how an answer is said: '<answer>{answer}</answer>'")] = "{answer}",
+    gold: Annotated[str, typer.Option(help="field of the data that holds a right answer; default the answer")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="answers with the gold in them must not be paid either")] = False,
+    scorers: Annotated[bool, typer.Option("--scorers", help="grade with reward models and services too")] = False,
+    seed: Seed = 0,
+    set: Set = None,
+) -> None:
+    """Show what the reward pays for right, wrong and degenerate answers; exit status 1 if it can be fooled."""
+    config = load(run, set or ())
+    import asyncio
+
+    from rlft.check import Plan
+    from rlft.check import check as sound
+
+    if not asyncio.run(sound(config, Plan(samples, template, gold, seed, strict, scorers))):
+        raise typer.Exit(1)
+
+
+@app.command("serve-reward")
+def serve_reward(
+    reward: Annotated[str, typer.Argument(help="'module:function', a built-in reward, or a run file with its [reward]")],
+    host: Annotated[str, typer.Option(help="address to listen on; other than this machine's own needs a token")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8010,
+    token_env: Annotated[str, typer.Option(help="environment variable that holds the token")] = "",
+    token_file: Annotated[Path | None, typer.Option(help="file that holds the token")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="grading processes")] = 1,
+    timeout_s: Annotated[float, typer.Option(help="longest time of one call of a reward")] = 10.0,
+    max_mb: Annotated[int, typer.Option(min=1, help="largest request")] = 64,
+) -> None:
+    """Serve a reward over HTTP, for runs whose [reward] has http_reward."""
+    import asyncio
+
+    from rlft import reward_server
+
+    table = load(reward).reward if reward.endswith(".toml") else {reward: 1.0}
+    token = reward_server.read_token(token_env, token_file)
+    listener = reward_server.listen(host, port, token)
+    asyncio.run(reward_server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20))
 
 
 @app.command()
