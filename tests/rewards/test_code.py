@@ -1,0 +1,256 @@
+"""Programs graded by tests in the real sandbox: honest ones are paid, the many that try to fool the grader are not."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlft.errors import RewardError, TaskError
+from rlft.rewards.code import code_tests
+from rlft.rewards.grader import spoken
+from rlft.types import Task
+
+sys.path.insert(0, str(Path(__file__).parent))
+from grader_hacks import HACKS, HARMLESS, SECRETIVE, VALUES  # noqa: E402
+
+ADDS = [((2, 3), 5), ((10, 20), 30), ((-7, 1), -6)]
+CALLS = {"fn_name": "add", "inputs": [list(args) for args, _ in ADDS], "outputs": [value for _, value in ADDS]}
+STDIN = {"inputs": [f"{a} {b}\n" for (a, b), _ in ADDS], "outputs": [f"{value}\n" for _, value in ADDS]}
+ASSERTS = [f"assert add({a}, {b}) == {value}" for (a, b), value in ADDS]
+LOOP = f"for (a, b), value in {ADDS}:\n    assert add(a, b) == value"  # can only be asserted in a sandbox
+STYLES = {"calls": CALLS, "stdin": STDIN, "asserts": ASSERTS, "in-sandbox asserts": [LOOP]}
+FUNCTION = "def add(a, b):\n    return a + b\n"
+SCRIPT = "print(sum(map(int, input().split())))\n"
+HONEST = {"calls": FUNCTION, "stdin": SCRIPT, "asserts": FUNCTION, "in-sandbox asserts": FUNCTION}
+
+
+@pytest.fixture(scope="module")
+def loop():
+    """One event loop, as a grading process has it: its sandbox serves all tests here."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture
+def grade(loop):
+    def graded(answer, text, meta=None, **options):
+        task = Task("t", (), answer, meta or {})
+        return loop.run(code_tests(task, spoken(task, text), **options))
+
+    return graded
+
+
+QUICK = {"test_s": 1.0, "total_s": 2.0, "max_memory_mb": 256, "in_sandbox_asserts": True}
+BRIEF = {**QUICK, "test_s": 0.3, "total_s": 0.5}  # for programs that are to be paid nothing anyway
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_an_honest_program_is_paid(grade, style):
+    assert grade(STYLES[style], HONEST[style], **QUICK)[0] == 1.0
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_wrong_program_is_not_paid(grade, style):
+    assert grade(STYLES[style], HONEST[style].replace("a + b", "a - b").replace("sum", "max"), **QUICK)[0] == 0.0
+
+
+@pytest.mark.parametrize("name", HACKS)
+def test_no_hack_is_paid_in_any_style_or_part(loop, grade, name):
+    async def main():
+        hacked = [Task("t", (), answer) for answer in STYLES.values()]
+        return await asyncio.gather(*(code_tests(task, spoken(task, HACKS[name]), partial=True, **BRIEF) for task in hacked))
+
+    assert [value for value, _ in loop.run(main())] == [0.0] * len(STYLES)
+    style = list(STYLES)[len(name) % len(STYLES)]
+    assert grade(STYLES[style], HONEST[style], **QUICK)[0] == 1.0, "the sandbox serves the next program as if nothing had been"
+
+
+def test_there_are_enough_hacks():
+    assert len(HACKS) >= 42
+
+
+EXIT_CODE = "{solution}\n{asserts}\n"
+MARKER = "{solution}\n{asserts}\nprint('PASSED')\n"
+IN_PROCESS = """
+import io, sys
+solution, tests = {solution!r}, {asserts!r}.splitlines()
+scope, results = {{}}, []
+try:
+    exec(solution, scope)
+    for test in tests:
+        try:
+            exec(test, scope)
+            results.append(True)
+        except BaseException:
+            results.append(False)
+except BaseException:
+    results.append(False)
+sys.__stderr__.write('PAID' if results and all(results) else 'NOT')
+"""
+
+
+def naive_graders(solution):
+    """Which of three graders, as they are often written, pay for a solution."""
+    asserts = "\n".join(ASSERTS)
+
+    def ran(program):
+        code = program.format(solution=solution, asserts=asserts)
+        return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+
+    paid = {"exit code": ran(EXIT_CODE).returncode == 0, "marker": "PASSED" in ran(MARKER).stdout, "in process": "PAID" in ran(IN_PROCESS).stderr}
+    return {name for name, pays in paid.items() if pays}
+
+
+def test_naive_graders_pay_for_hacks():
+    fooled = {name: naive_graders(solution) for name, solution in HARMLESS.items()}
+    counts = {grader: sum(grader in paid for paid in fooled.values()) for grader in ("exit code", "marker", "in process")}
+    assert naive_graders(FUNCTION) == {"exit code", "marker", "in process"}
+    assert naive_graders("def add(a, b): return 0") == set()
+    assert counts["exit code"] >= 10 and counts["marker"] >= 5 and counts["in process"] >= 5, counts
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_that_are_no_plain_data_are_errors_and_run_no_code_outside(grade, name, tmp_path, capfd):
+    value, feedback = grade(CALLS, VALUES[name], **QUICK)
+    assert value == 0.0 and "test 1 of 3 failed" in feedback
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_object_that_would_be_unpickled_into_a_command_runs_none(grade, tmp_path):
+    mark = tmp_path / "mark"
+    bomb = f"class Bomb:\n    def __reduce__(self):\n        return open, ({str(mark)!r}, 'w')\ndef add(a, b):\n    return Bomb()"
+    value, feedback = grade(CALLS, bomb)
+    assert value == 0.0 and "not plain data" in feedback and not mark.exists()
+    assert eval(compile(f"{bomb}\nimport pickle\npickle.loads(pickle.dumps(Bomb()))", "control", "exec"), {}) is None
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("name", SECRETIVE)
+def test_nothing_of_this_process_is_found_in_the_sandbox(grade, name, monkeypatch):
+    monkeypatch.setenv("EXPECTED_ANSWER", "5")
+    value, feedback = grade(CALLS, SECRETIVE[name], **QUICK)
+    assert value == 0.0 and "EXPECTED_ANSWER" not in feedback
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("", "there is no program"),
+        ("def add(a, b): return a - b", "test 1 of 3 failed: wrong value: returned -1\ncall: add(2, 3)"),
+        ("def add(a, b): return a + b + 0.0", "wrong value: returned 5.0"),
+        ("def add(a): return a", "TypeError"),
+        ("def sub(a, b): return a", "add"),
+        ("def add(a, b):\n  print('hm')\n  1 / 0", "stdout: hm"),
+        ("def add(a, b) return", "SyntaxError"),
+        ("def add(a, b):\n    while True: pass", "timeout"),
+        ("def add(a, b): return bytearray(1 << 30)", "oom"),
+        ("import socket\ndef add(a, b): return socket.socket().fileno()", "denied"),
+        ("import ctypes\ndef add(a, b): ctypes.string_at(0)", "crashed"),
+        ("def add(a, b):\n    while True: print('x' * 1000)", "output_limit"),
+        ("x = '\ud800'", "which Python source cannot"),
+        ("x = '\0'", "which Python source cannot"),
+        ("#" * 300_000, "the program has 300001 characters"),
+        ("def add(a, b): return 1 << 10**5", "<Exceeds the limit"),
+    ],
+)
+def test_the_feedback_says_what_went_wrong(grade, program, said):
+    value, feedback = grade(CALLS, f"```python\n{program}\n```", test_s=1.0)
+    assert value == 0.0 and said in feedback
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_expected_values_are_shown_only_on_request(grade, style):
+    answer = {
+        "calls": {"fn_name": "add", "inputs": [[1, 1]], "outputs": [987654]},
+        "stdin": {"inputs": ["1 1"], "outputs": ["987654"]},
+        "asserts": ["assert add(1, 1) == 987654"],
+        "in-sandbox asserts": ["x = 987654\nassert add(1, 1) == x"],
+    }[style]
+    assert "987654" not in grade(answer, HONEST[style], **QUICK)[1]
+    assert "987654" in grade(answer, HONEST[style], show_expected=True, **QUICK)[1]
+
+
+def test_an_in_sandbox_verdict_is_marked_and_has_to_be_asked_for(grade):
+    assert "in-sandbox verdict" in grade([LOOP], "def add(a, b): return 0", in_sandbox_asserts=True)[1]
+    with pytest.raises(RewardError, match="in_sandbox_asserts = true"):
+        grade([LOOP], FUNCTION)
+
+
+def test_in_sandbox_asserts_see_exceptions_of_the_tested_code(grade):
+    tests = ["try:\n    div(1, 0)\n    assert False\nexcept ZeroDivisionError:\n    pass"]
+    assert grade(tests, "def div(a, b): return a / b", in_sandbox_asserts=True)[0] == 1.0
+    assert grade(tests, "def div(a, b): return 0", in_sandbox_asserts=True)[0] == 0.0
+    assert grade(tests, "def div(a, b): raise AssertionError", in_sandbox_asserts=True)[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tests", "said"),
+    [
+        ("import no_such_module\nfor _ in 'a': add(1, 2)", "is broken: ModuleNotFoundError"),
+        ("x = Tree()\nassert x.add(1, 2) == 3", "uses 'Tree': objects stay"),
+        ("add(print, 1); 1", "does not run"),
+        ("import itertools, time\nadd(time.perf_counter(), 1); 1", "makes other calls each time"),
+        ("for i in range(1000): add(i, 1)", "more than 100 calls"),
+    ],
+)
+def test_test_code_that_is_itself_at_fault_is_an_error_of_the_task(grade, tests, said):
+    with pytest.raises(TaskError, match=said):
+        grade([tests], FUNCTION, in_sandbox_asserts=True)
+
+
+def test_partial_pays_the_share_of_passed_tests_even_after_a_crash(grade):
+    program = "import os\ndef add(a, b):\n    if a == 10: os._exit(0)\n    return a + b"
+    assert grade(CALLS, program, partial=True)[0] == pytest.approx(2 / 3)
+    assert grade(CALLS, program)[0] == 0.0
+
+
+def test_a_test_has_its_time_to_itself(grade):
+    program = "import time\ndef add(a, b):\n    time.sleep(0.4)\n    return a + b"
+    assert grade(CALLS, program, test_s=1.0)[0] == 1.0
+    assert "not run" in grade(CALLS, program, test_s=0.6, total_s=0.6, partial=True, stop_at_first=False)[1]
+
+
+def test_max_tests_and_the_field_of_meta(grade):
+    program = "def add(a, b): return 5"
+    assert grade(None, program, {"tests": CALLS}, tests="tests", max_tests=1)[0] == 1.0
+    assert grade(None, program, {"tests": CALLS}, tests="tests", max_tests=2)[0] == 0.0
+
+
+def test_a_method_of_class_solution_is_found(grade):
+    assert grade(CALLS, "class Solution:\n    def add(self, a, b):\n        return a + b")[0] == 1.0
+    assert grade(CALLS, f"class Solution: pass\n{FUNCTION}")[0] == 1.0
+
+
+def test_tolerance_is_for_printed_and_returned_numbers(grade):
+    assert grade(CALLS, "def add(a, b): return a + b + 1e-9", numeric="tolerant")[0] == 1.0
+    assert grade(CALLS, "def add(a, b): return a + b + 1e-3", numeric="tolerant")[0] == 0.0
+    assert grade(STDIN, "print(sum(map(float, input().split())))", numeric="tolerant")[0] == 1.0
+    assert grade(STDIN, "print(sum(map(float, input().split())))")[0] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"numeric": "loose"}, "numeric 'loose'"), ({"sandbox": "docker"}, "no sandbox 'docker'"), ({"sandbox": "unsafe"}, "allow_unsafe")],
+)
+def test_a_sandbox_that_cannot_be_had_is_an_error_not_a_zero(grade, options, message):
+    with pytest.raises(RewardError, match=message):
+        grade(CALLS, FUNCTION, **options)
+
+
+def test_the_same_tests_pass_without_protection_where_that_is_meant(grade):
+    for style in STYLES:
+        options = {"sandbox": "unsafe", "allow_unsafe": True, "in_sandbox_asserts": True}
+        assert grade(STYLES[style], HONEST[style], **options)[0] == 1.0
+        assert grade(STYLES[style], "def add(a, b): return 0\nprint(0)", **options)[0] == 0.0
+
+
+def test_answers_graded_at_once_do_not_mix(loop):
+    task = Task("t", (), CALLS)
+    programs = [FUNCTION, "def add(a, b): return 0"] * 20
+
+    async def main():
+        return await asyncio.gather(*(code_tests(task, spoken(task, program)) for program in programs))
+
+    assert [value for value, _ in loop.run(main())] == [1.0, 0.0] * 20
