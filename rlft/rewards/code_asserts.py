@@ -109,9 +109,9 @@ def _convert(node: ast.Assert, imports: list[Any], function: str) -> Iterator[As
         test = _lift(node.test, _tested(node.test, function), calls)
     except CannotConvert:
         yield Unconverted(_unparse([*imports, node]), _undefined(ast.Module([*imports, node], [])))
-        return
-    if calls:
-        yield Assertion(ast.unparse(node), tuple(calls), test)
+    else:
+        if calls:
+            yield Assertion(ast.unparse(node), tuple(calls), test)
 
 
 def _tested(test: ast.expr, function: str) -> frozenset[str]:

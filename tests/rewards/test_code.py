@@ -99,7 +99,11 @@ def naive_graders(solution):
         code = program.format(solution=solution, asserts=asserts)
         return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
 
-    paid = {"exit code": ran(EXIT_CODE).returncode == 0, "marker": "PASSED" in ran(MARKER).stdout, "in process": "PAID" in ran(IN_PROCESS).stderr}
+    paid = {
+        "exit code": ran(EXIT_CODE).returncode == 0,
+        "marker": "PASSED" in ran(MARKER).stdout,
+        "in process": "PAID" in ran(IN_PROCESS).stderr,
+    }
     return {name for name, pays in paid.items() if pays}
 
 
