@@ -1,0 +1,141 @@
+"""Multiple choice: one option named, and named last."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from string import ascii_uppercase
+
+from rlft.errors import RewardError
+from rlft.rewards.extract import given_json, gold, last_boxed, last_tag, said, short
+from rlft.types import Task, Trajectory
+
+_STATED = re.compile(
+    r"\b(?:answer|choice|option)\b[*_]{0,3}[ \t]{0,4}(?:(?:is|would be|must be|should be)\b[ \t]{0,4}:?|[:=])[*_ \t]{0,6}"
+    r"(?:(?:option|choice|answer)\b[ \t]{0,4}:?[ \t]{0,4})?(?=(?P<said>[^\n]{0,300}))",
+    re.IGNORECASE,
+)
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s{0,3}\{([^{}]*)\}")
+_LIST = re.compile(
+    r"(?:options?\s|choices?\s|either\s|both\s)?[(\[]?([A-Z])\b[)\]]?(?P<more>(?:(?:\s{0,2}(?:,|;|/|&|\+|\band\b|\bor\b)\s{0,2}){1,2}|\s{1,3}|(?=[(\[]))"
+    r"[(\[]?[A-Z](?![A-Za-z0-9'])[)\]]?)?"
+)
+_ENUMERATED = re.compile(r"[(\[]?([A-Z])[)\].:]{1,2}\s")
+_AT_END = re.compile(
+    r"(?P<before>[A-Z][)\]]?\s{0,2}(?:,|;|/|&|\+|\band\b|\bor\b|\s)\s{0,2}(?:and\s|or\s)?)?(?<![A-Za-z0-9'])[(\[]?(?P<last>[A-Z])[)\]]?$"
+)
+
+
+def multiple_choice(task: Task, trajectory: Trajectory) -> tuple[float, str]:
+    r"""1 if the option named last is the right one; else 0. Which one is named does not depend on which is right.
+
+    Read in this order: the last <answer>...</answer>, the last \boxed{...} (which of both stands later), the last "answer is ..."
+    or "answer: ..." if it stands after these, and without any of them the end of the last line. Naming several options at
+    the place that counts is wrong. Where `task.meta["options"]` (or "choices") holds the options' texts, as a list or as
+    {"A": text}, the text of an option names it too, and a letter with the text of another one is wrong.
+
+    Raises:
+        RewardError: the answer of the task is neither a letter, nor the text or the place (an int from 0) of a known option.
+    """
+    options = _options(task)
+    right = _gold_letter(task, options)
+    named = stated_choice(said(trajectory), options)
+    return float(named == right), "" if named == right else f"named {named or 'no single option'}"
+
+
+def stated_choice(text: str, options: Mapping[str, str] | None = None) -> str:
+    """The letter of the option that a text names last, or "" if it names none or several at once.
+
+    Args:
+        options: the options' texts by letter, where they are known; then other letters name nothing.
+    """
+    known = options or {}
+    marked = [(text.rfind("</answer>"), last_tag(text, "answer")), (text.rfind(r"\boxed{"), last_boxed(text))]
+    place, inside = max(((at, inside) for at, inside in marked if inside is not None), default=(0, None))
+    letter = None if inside is None else _inside(inside, known)
+    for match in _STATED.finditer(text, place):
+        if not match["said"].lstrip("$ ").startswith((r"\boxed", "<answer>")):
+            named = _named(match["said"], known)
+            letter = letter if named is None else named
+    return _of_last_line(text, known) if letter is None else letter
+
+
+def _inside(marked: str, options: Mapping[str, str]) -> str:
+    """The option named between marks that hold the answer: there must be one."""
+    boxed = last_boxed(marked)
+    named = _named(marked if boxed is None else boxed, options)
+    if named is None and boxed is None:
+        named = stated_choice(marked, options)
+    return named or ""
+
+
+def _named(words: str, options: Mapping[str, str]) -> str | None:
+    """The one option that a few words name: a letter, a letter with its text, or the text. "" for several, None for none."""
+    bare = _bare(words)
+    by_text = [letter for letter, text in options.items() if _plain(text) == _plain(bare)]
+    alone = bare.upper() if len(bare) == 1 and bare.isascii() and bare.isalpha() else ""
+    if by_text and alone not in options:
+        return by_text[0] if len(by_text) == 1 else ""
+    listed = _LIST.match(bare)
+    if not alone and (listed is None or (options and listed[1] not in options)):
+        return None
+    if alone or listed is None:
+        return alone if not options or alone in options else None
+    if listed["more"]:
+        return ""
+    letter, rest = listed[1], _plain(bare[listed.end() :].lstrip(" .):-\u2013"))
+    contradicts = any(_plain(text) == rest for text in options.values()) and _plain(options[letter]) != rest
+    return "" if contradicts else letter
+
+
+def _of_last_line(text: str, options: Mapping[str, str]) -> str:
+    """The option at the end of the last line. A line of an enumeration of several options names none of them."""
+    lines = [_bare(line) for line in text.splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if len(last) == 1 or any(_plain(last) == _plain(option) for option in options.values()):
+        alone = {line.upper() for line in lines if len(line) == 1}
+        return (_named(last, options) or "") if len(alone) <= 1 else ""
+    if head := _ENUMERATED.match(last):
+        enumerated = {match[1] for line in lines if (match := _ENUMERATED.match(line) or re.fullmatch("([A-Z])", line))}
+        return (_named(last, options) or "") if enumerated == {head[1]} else ""
+    at_end = _AT_END.search(last[-200:])
+    letter = "" if at_end is None or at_end["before"] else at_end["last"]
+    return letter if not options or letter in options else ""
+
+
+def _bare(words: str) -> str:
+    """Words without the marks around them."""
+    words = _WRAPPED.sub(r"\1", words[:2000]).replace("**", "").strip(" \t\r\n*_$`\"'.,;:!")
+    if len(words) <= 3:
+        words = words.strip("()[]{} ")
+    return words
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).strip(" .").casefold()
+
+
+def _options(task: Task) -> dict[str, str]:
+    given = given_json(task.meta.get("options", task.meta.get("choices")))
+    if isinstance(given, Mapping) and isinstance(given.get("text"), Sequence):  # as in ARC: {"label": [...], "text": [...]}
+        given = dict(zip(given.get("label", ascii_uppercase), given["text"], strict=False))
+    if isinstance(given, Mapping):
+        return {str(letter).strip().upper(): str(text) for letter, text in given.items()}
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return {letter: str(text) for letter, text in zip(ascii_uppercase, given, strict=False)}
+    if given is not None:
+        raise RewardError(f"multiple_choice: the options {short(given)} of task {task.id!r} are neither a list nor a table")
+    return {}
+
+
+def _gold_letter(task: Task, options: Mapping[str, str]) -> str:
+    answer = gold(task, "multiple_choice")
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(options):
+        return list(options)[answer]
+    letter = str(answer).strip().strip("()[].").upper()
+    if letter in options or (not options and len(letter) == 1 and letter in ascii_uppercase):
+        return letter
+    by_text = [key for key, text in options.items() if _plain(text) == _plain(str(answer))]
+    if len(by_text) != 1:
+        raise RewardError(f"multiple_choice: the answer {short(answer)} of task {task.id!r} names no single option")
+    return by_text[0]

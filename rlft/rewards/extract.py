@@ -1,0 +1,146 @@
+"""Where the answer stands in what the policy wrote, and JSON as the rewards read it.
+
+Nothing here takes more than time linear in the text, and no text raises but by ValueError from `read_json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Hashable
+from typing import Any
+
+from rlft.errors import RewardError
+from rlft.types import Task, Trajectory
+
+MAX_DEPTH = 64  # of JSON; deeper is refused
+MAX_INT_DIGITS = 300  # so that an int is always within a float's range
+
+
+def gold(task: Task, reward: str) -> Any:
+    """The task's answer. Raises RewardError where there is none."""
+    if task.answer is None:
+        raise RewardError(f"{reward}: task {task.id!r} has no answer to compare with; set data.answer to the field that holds it")
+    return task.answer
+
+
+def said(trajectory: Trajectory) -> str:
+    """The last thing said, without what was thought before a last "</think>"; "" for a message without text."""
+    text = trajectory.text if isinstance(trajectory.text, str) else ""
+    return text.rpartition("</think>")[2]
+
+
+def final(trajectory: Trajectory) -> str:
+    """Of `said`, the inside of the last <answer>...</answer>; all of it where there is no such pair."""
+    text = said(trajectory)
+    inside = last_tag(text, "answer")
+    return text if inside is None else inside
+
+
+def last_tag(text: str, tag: str) -> str | None:
+    """The inside of the last <tag>...</tag>, or None."""
+    end = text.rfind(f"</{tag}>")
+    start = text.rfind(f"<{tag}>", 0, max(end, 0))
+    return None if start < 0 else text[start + len(tag) + 2 : end]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The inside of the last \boxed{...} whose braces close, or None."""
+    start = text.rfind(r"\boxed{")
+    depth = 0
+    for place in range(start + 6, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + 7 : place]
+    return None
+
+
+def last_fence(text: str, *languages: str) -> str | None:
+    """The inside of the last closed ``` block written in one of the languages ("" for one that names none), or None."""
+    found, opened, inside = None, False, []
+    language = ""
+    for line in text.splitlines():
+        mark = line.strip()
+        if opened and mark == "```":
+            opened = False
+            if language in languages:
+                found = "\n".join(inside)
+        elif opened:
+            inside.append(line)
+        elif mark.startswith("```"):
+            opened, inside, language = True, [], mark[3:].strip().casefold()
+    return found
+
+
+def read_json(text: str) -> Any:
+    """The JSON of the last ```json block (or of one without a language), or else of the whole text.
+
+    Stricter than json.loads: no NaN, no infinity, no int of more than MAX_INT_DIGITS digits, no nesting deeper than MAX_DEPTH.
+
+    Raises:
+        ValueError: it is no such JSON; the message says why.
+    """
+    fenced = last_fence(text, "json", "")
+    try:
+        value = json.loads(text if fenced is None else fenced, parse_int=_int, parse_float=_float, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for node in level for item in _children(node)]
+    if level:
+        raise ValueError("it is nested too deep")
+    return value
+
+
+def is_json(text: str) -> bool:
+    """Whether `read_json` can read it."""
+    with contextlib.suppress(ValueError):
+        read_json(text)
+        return True
+    return False
+
+
+def given_json(value: Any) -> Any:
+    """What a task gives as data or as the JSON text of it (as columns of a table hold it): as data."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):  # a text that is no JSON stands for itself
+            return json.loads(value)
+    return value
+
+
+def canonical(value: Any) -> Hashable:
+    """Equal for equal JSON values and only for these: true is not 1, but 1 is 1.0, and the order of keys is nothing."""
+    if isinstance(value, dict):
+        return "object", frozenset((key, canonical(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "array", tuple(canonical(item) for item in value)
+    return type(value).__name__ if isinstance(value, (bool, str)) else "number", value
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """A value as it may stand in feedback: one line of printable characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _children(node: Any) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
+def _int(digits: str) -> int:
+    if len(digits) > MAX_INT_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError("it holds a number beyond the range of floats")
+    return value
+
+
+def _refuse(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
