@@ -135,9 +135,11 @@ def _remove_stale(folder: int) -> None:
         if pid == name or not pid.isdigit() or os.path.exists(f"/proc/{pid}"):
             continue
         with contextlib.suppress(OSError):
-            for inner in os.listdir(os.open(name, os.O_DIRECTORY, dir_fd=folder)):
+            stale = os.open(name, os.O_DIRECTORY, dir_fd=folder)
+            for inner in os.listdir(stale):
                 with contextlib.suppress(OSError):
-                    os.rmdir(f"{name}/{inner}", dir_fd=folder)
+                    os.rmdir(inner, dir_fd=stale)
+            os.close(stale)
             os.rmdir(name, dir_fd=folder)
 
 

@@ -15,8 +15,7 @@ ALLOWED = """\
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 open openat close close_range lseek
 fstat stat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 getdents getdents64 getcwd chdir fchdir
 readlink readlinkat creat umask fsync fdatasync fadvise64 readahead flock copy_file_range sendfile splice tee
-mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat truncate ftruncate fallocate
-chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat
+mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat ftruncate fallocate
 mmap munmap mprotect mremap madvise brk msync mincore membarrier
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack restart_syscall pause
 alarm setitimer getitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
@@ -24,7 +23,7 @@ timerfd_create timerfd_settime timerfd_gettime eventfd eventfd2 signalfd signalf
 clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage sysinfo uname getcpu
 getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getrlimit setrlimit
 sched_yield sched_get_priority_max sched_get_priority_min futex futex_waitv futex_wake futex_wait futex_requeue
-set_robust_list get_robust_list set_tid_address rseq arch_prctl getrandom
+set_robust_list set_tid_address rseq arch_prctl getrandom
 fork vfork execve execveat exit exit_group wait4 waitid
 pipe pipe2 dup dup2 dup3 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
 recvfrom recvmsg sendmsg shutdown getsockopt getsockname getpeername
@@ -46,6 +45,10 @@ OF_ITSELF = "getpgid getsid sched_getaffinity sched_setaffinity sched_getparam s
 # Tier A has its own process ids. Elsewhere signals may go to the job's first process only, and no process may
 # leave the group that is killed at the end.
 WITH_OWN_PIDS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal setsid setpgid"
+
+# Landlock does not govern these. In tier A a program has only its scratch folder to use them on; elsewhere they would
+# reach every file of the user.
+WITH_OWN_ROOT = "truncate chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat"
 OWN_PID = 0x7EADBEEF  # stands in the program for the process id, which `for_process` puts in
 
 # Values of one argument: (call, its position, values).
@@ -77,7 +80,7 @@ def build(tier: Tier) -> bytes:
     rules = sc.SyscallFilter(sc.ERRNO(EPERM))
     rules.set_attr(sc.Attr.ACT_BADARCH, sc.KILL_PROCESS)
     rules.set_attr(sc.Attr.CTL_OPTIMIZE, 2)  # a binary tree
-    names = ALLOWED.split() + (WITH_OWN_PIDS.split() if tier == "A" else [])
+    names = ALLOWED.split() + (WITH_OWN_PIDS.split() + WITH_OWN_ROOT.split() if tier == "A" else [])
     plain = [(sc.ALLOW, name) for name in names]
     plain += [(sc.KILL_PROCESS, name) for name in KILLED.split()] + [(sc.ERRNO(ENOSYS), "clone3")]
     for action, name in plain:

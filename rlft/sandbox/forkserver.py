@@ -26,7 +26,8 @@ from rlft.sandbox.types import Limits, Tier
 
 START_S = 30.0
 SECOND_DEADLINE_S = 1.0  # after the server should have ended a job
-MAX_FRAMES_BYTES = 16 << 20  # of one job
+MAX_FRAMES_BYTES = 16 << 20  # of one job, or one cell
+PIPE_READS = 16
 LEFT_OUT = "RLFT_SANDBOX_LEAVE_OUT"  # "landlock" or "seccomp": for the test that the self-test then refuses
 
 # Runs without rlft's __init__ and without site: a job's process holds no more of the host than it needs.
@@ -41,7 +42,7 @@ main()
 """
 
 
-class ServerLost(Exception):
+class ServerLost(SandboxError):
     """The fork server has died or was killed while the job ran."""
 
 
@@ -67,7 +68,7 @@ class Job:
         self.on_frame: Callable[[], None] = lambda: None
         self.on_flood: Callable[[], None] = lambda: None
         self.room = limits.output_bytes
-        self.kept = True  # False while a flood of output is thrown away
+        self.flooded = False  # more came than there is room for, and was thrown away
         self._reader = wire.FrameReader()
         self._frames_room = MAX_FRAMES_BYTES
         self.broken_frames = False
@@ -103,11 +104,11 @@ class Job:
             if data == b"":
                 self.loop.remove_reader(self._pipes[name])
             return False
-        if self.kept:
+        if not self.flooded:
             self.output[name] += data[: self.room]
             self.room -= len(data)
             if self.room < 0:
-                self.kept = False
+                self.flooded = True
                 self.on_flood()
         return True
 
@@ -143,10 +144,11 @@ class Job:
             self.on_flood()
 
     def drain(self) -> None:
-        """Read what was written so far."""
+        """Read what was written so far: no more than a pipe holds."""
         for name in self._pipes:
-            while self._read_output(name):
-                continue
+            reads = 0
+            while reads < PIPE_READS and self._read_output(name):
+                reads += 1
 
     async def send(self, message: Any) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # how it ended is told by the server
@@ -157,11 +159,13 @@ class Job:
         texts = tuple(bytes(data).decode("utf-8", "replace") for data in self.output.values())
         for data in self.output.values():
             data.clear()
-        self.room, self.kept = self.limits.output_bytes, True
+        self.room, self.flooded = self.limits.output_bytes, False
+        self._frames_room = MAX_FRAMES_BYTES
         return texts[0], texts[1]
 
     def close(self) -> None:
         self.loop.remove_reader(self.control)
+        self.loop.remove_writer(self.control)
         for fd in self._pipes.values():
             self.loop.remove_reader(fd)
             os.close(fd)
@@ -170,7 +174,7 @@ class Job:
     def read_rest(self) -> None:
         """After the end: everything that is still in the streams."""
         self.drain()
-        while self._read_control():
+        while not self.broken_frames and self._read_control():
             continue
 
 
@@ -187,12 +191,14 @@ class ForkServer:
         self.pids: dict[int, int] = {}  # in tier B, whose processes do not all die with the server
         self.acks: dict[int, asyncio.Future[None]] = {}
         self.lost = False
+        self.folder = ""  # with the files of jobs, where they have no mounts of their own
 
     async def start(self) -> None:
         """Raises SandboxError with the server's reason."""
         self.loop = asyncio.get_running_loop()
-        self.folder = tempfile.mkdtemp(prefix="rlft-sandbox-")
-        os.chmod(self.folder, 0o755)
+        if self.tier == "B":
+            self.folder = tempfile.mkdtemp(prefix="rlft-sandbox-")
+            os.chmod(self.folder, 0o755)
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
         with theirs:
@@ -328,4 +334,5 @@ class ForkServer:
             if time.monotonic() > deadline:
                 self.process.kill()
             await asyncio.sleep(0.002)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)

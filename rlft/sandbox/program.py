@@ -78,12 +78,13 @@ def serve_cells(control: int) -> None:
             raise KeyboardInterrupt
 
     namespace = _main_module("", "<session>")
-    _send(control, {"ready": True})
+    _send(control, {"cell": 0})
     while (request := wire.read_frame(control)) is not None:
         signal.signal(signal.SIGINT, interrupt)
-        value, remark = _cell(namespace, request["code"], request["name"], running)
+        number = request["cell"]
+        value, remark = _cell(namespace, request["code"], f"<cell {number}>", running)
         _flush()
-        _send(control, remark or {"status": "ok", "value": value})
+        _send(control, {"cell": number, **(remark or {"status": "ok", "value": value})})
     os._exit(0)
 
 

@@ -248,7 +248,7 @@ def judge(outcome: Outcome, job: Job, remark: dict[str, Any] | None) -> tuple[St
         return "timeout", f"ran longer than {limits.wall_s:g} s"
     if outcome.why == "oom":
         return "oom", f"took more than {limits.memory_mb} MB of memory"
-    if outcome.why == "output_limit" or job.room < 0:
+    if outcome.why == "output_limit" or job.flooded:
         return "output_limit", f"printed more than {limits.output_bytes} bytes"
     if outcome.why:
         return "crashed", "the sandbox was closed"

@@ -21,8 +21,10 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
+from rlft.errors import SandboxError
 from rlft.sandbox import cgroups, kernel, landlock, namespaces
 from rlft.sandbox.child import CONTROL, GO, MIB, Confinement, Order, confine_and_run
 from rlft.sandbox.types import Limits
@@ -204,7 +206,8 @@ def main() -> None:
     try:
         server = _prepare(control, config)
     except Exception as error:
-        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode()[:MAX_MESSAGE])
+        text = str(error) if isinstance(error, SandboxError) else f"{type(error).__name__}: {error}"
+        control.send(json.dumps({"error": text[:4096]}).encode())
         return
     gc.collect()
     gc.freeze()  # a collection in a child does not copy what they share
@@ -233,14 +236,16 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
     tier, root = config["tier"], os.geteuid() == 0
     if root:
         os.setgroups([])
-    version = landlock.abi()
+    version = _landlock_abi()
     uids = namespaces.free_uid_block() if root else -1
     groups = cgroups.Groups.open() if config["groups"] else None
     paths = namespaces.visible(config["python"], config["site"])
     proc = os.open("/proc", os.O_DIRECTORY | os.O_CLOEXEC)
     if tier == "A":
-        namespaces.enter_root(paths)
+        _enter_root(paths)
     else:
+        if root:
+            _check_reachable(paths)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     _raise_limits()
     place = namespaces.open_place(paths, proc)
@@ -258,11 +263,33 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
     return Server(control, confinement, uids, groups, config["folder"])
 
 
+def _landlock_abi() -> int:
+    try:
+        return landlock.abi()
+    except OSError as error:
+        raise SandboxError(f"Landlock is missing ({error}): Linux has it from 5.13 on, unless it is switched off") from error
+
+
+def _enter_root(paths: list[str]) -> None:
+    try:
+        namespaces.enter_root(paths)
+    except OSError as error:
+        raise SandboxError(f"user namespaces or mounts are not allowed here ({error})") from error
+
+
+def _check_reachable(paths: list[str]) -> None:
+    """As root, tier B runs programs as another user, whom no mount can help to the interpreter."""
+    for path in paths:
+        for part in [path, *map(str, PurePosixPath(path).parents)]:
+            if not os.stat(part).st_mode & (0o1 if os.path.isdir(part) else 0o4):
+                raise SandboxError(f"programs run as another user than root, who cannot reach {path}: {part} is closed to others")
+
+
 def require_one_thread() -> None:
-    """A clone copies one thread: locks that another one holds would stay locked in every job. Raises RuntimeError."""
+    """A clone copies one thread: locks that another one holds would stay locked in every job. Raises SandboxError."""
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:
-        raise RuntimeError(f"the fork server has {len(threads)} threads; a module that is preloaded must not start any")
+        raise SandboxError(f"the fork server has {len(threads)} threads; a module that is preloaded must not start any")
 
 
 def _raise_limits() -> None:
