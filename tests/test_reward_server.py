@@ -93,11 +93,12 @@ def test_a_run_pays_what_the_server_says(token):
     async def run(url):
         worker = RewardWorker({"far": {"fn": HttpReward(url=url, **token), "weight": 2.0}}, 1, 30.0)
         try:
-            return (await worker.grade([group("4", "5")]))[0].trajectories
+            return (await worker.grade([group("4", "5", "raise")]))[0].trajectories
         finally:
             await worker.close()
 
-    first, second = serving(run)
+    first, second, lost = serving(run)
+    assert (lost.status, lost.ungraded) == ("failed", {"far": "ungradable"})
     assert (first.reward, first.parts, first.feedback) == (2.0, {"far": 1.0}, "0 tokens")
     assert (second.reward, second.parts) == (0.0, {"far": 0.0})
 
