@@ -89,7 +89,8 @@ class Bubblewrap:
                 command = self._command(limits, fds[0], tell, options)
                 account = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
                 ran = await execute([*command, *argv], stdin=stdin, limits=limits, pass_fds=[*fds, tell], **account)
-            if not os.read(told, 1) and ran.status != "timeout":
+            # bwrap tells an exit code only if it came as far as to start the program; killed, it tells none.
+            if ran.status not in ("timeout", "output_limit") and b"exit-code" not in os.read(told, 4096):
                 raise SandboxError(f"bubblewrap cannot set up its sandbox: {ran.stderr.strip() or ran.error}")
         return ran
 

@@ -7,14 +7,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from rlft.errors import SandboxError
 from rlft.sandbox.types import Execution, Limits, Status
 
-END_S = 5.0  # longest wait for a killed process to be gone
+END_S = 2.0  # longest wait for a killed process to be gone and its output to be read
 BY_SIGNAL: dict[int, Status] = {signal.SIGXCPU: "timeout", signal.SIGSYS: "denied", signal.SIGXFSZ: "output_limit"}
 
 
@@ -51,28 +51,30 @@ async def execute(
         )
     except OSError as error:
         raise SandboxError(f"{argv[0]} cannot be started: {error}") from error
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
     room = [limits.output_bytes]
     kept = bytearray(), bytearray()
     assert process.stdin and process.stdout and process.stderr
     talk = asyncio.gather(
         _feed(process.stdin, stdin.encode(errors="replace")),
-        _keep(process.stdout, kept[0], room),
-        _keep(process.stderr, kept[1], room),
+        _keep(process.stdout, kept[0], room, kill),
+        _keep(process.stderr, kept[1], room, kill),
         process.wait(),
     )
-    late = False
     try:
-        async with asyncio.timeout(limits.wall_s):
-            await talk
-    except TimeoutError:
-        late = True
-    except _Full:
-        talk.cancel()
+        ended, _ = await asyncio.wait([talk], timeout=limits.wall_s)
+        kill()
+        await asyncio.wait([talk], timeout=END_S)  # what was printed before is still read
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        async with asyncio.timeout(END_S):
-            code = await process.wait()
+        kill()
+        talk.cancel()
+    code, late = process.returncode, not ended
+    if code is None:
+        raise SandboxError(f"{argv[0]} does not end, though it was killed {END_S:g} s ago")
     stdout, stderr = (bytes(part).decode(errors="replace") for part in kept)
     status, error = ("output_limit", f"printed more than {limits.output_bytes} bytes") if room[0] < 0 else ending(code, stderr)
     if late:
@@ -91,17 +93,13 @@ def ending(code: int, stderr: str) -> tuple[Status, str]:
     return ("error", last or f"exit status {code}") if code else ("ok", "")
 
 
-class _Full(Exception):
-    """More was printed than is kept."""
-
-
-async def _keep(reader: asyncio.StreamReader, kept: bytearray, room: list[int]) -> None:
-    """Keep what is printed while there is room for it, which both streams share."""
+async def _keep(reader: asyncio.StreamReader, kept: bytearray, room: list[int], when_full: Callable[[], None]) -> None:
+    """Keep what is printed while there is room for it, which both streams share; read on to the end without keeping more."""
     while data := await reader.read(65536):
         kept += data[: max(0, room[0])]
         room[0] -= len(data)
         if room[0] < 0:
-            raise _Full
+            when_full()
 
 
 async def _feed(writer: asyncio.StreamWriter, data: bytes) -> None:
