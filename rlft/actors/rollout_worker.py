@@ -12,13 +12,15 @@ from typing import Any, TypeVar
 
 from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
+from rlft.actors.judge_engine import complete
 from rlft.actors.store import write_groups
 from rlft.config import RunConfig, SamplingConfig
 from rlft.envs.base import EnvFn
+from rlft.rewards.learned.calls import Reply
 from rlft.rollout.program import run_group
 from rlft.rollout.renderer import load_renderer
 from rlft.rows import pack_rows, to_rows
-from rlft.types import Completion, Group, GroupRef, Task, Trajectory, TrajectoryInfo
+from rlft.types import Completion, Group, GroupRef, Message, Task, Trajectory, TrajectoryInfo
 
 Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
 Kept = TypeVar("Kept")
@@ -117,6 +119,10 @@ class RolloutWorker:
 
         kept, _ = await self._play(tasks, sampling, samples, step, keep)
         return [Sampled(task, *what) for (_, task), what in zip(tasks, kept, strict=True)]
+
+    async def complete(self, messages: Sequence[Message], temperature: float, max_tokens: int, seed: int) -> Reply:
+        """An answer of the policy as it is now, for a judge. Raises RewardError."""
+        return await complete(self.engine, self.renderer, messages, temperature, max_tokens, seed)
 
     async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Bucket) -> list[list[float]]:
         """Take new weights from memory; returns the probe's log-probabilities under them."""
