@@ -182,6 +182,7 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
             max_num_seqs=config.max_num_seqs,
             enforce_eager=not on_gpu,
             enable_prefix_caching=True,
+            enable_chunked_prefill=on_gpu,  # on CPU vLLM cannot rewind the seeded generator of a prompt that it cut: the engine dies
             logprobs_mode="processed_logprobs",
             generation_config="vllm",
             disable_log_stats=True,
