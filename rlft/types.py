@@ -91,8 +91,8 @@ class Trajectory:
 
     @property
     def text(self) -> str:
-        """The last thing the policy said."""
-        return self.turns[-1].action.get("content", "") if self.turns else ""
+        """The last thing the policy said; "" for a message that only calls tools."""
+        return self.turns[-1].action.get("content") or "" if self.turns else ""
 
     @property
     def outcome(self) -> float:

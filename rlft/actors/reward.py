@@ -13,9 +13,9 @@ from typing import Any
 
 from rlft.errors import RewardError
 from rlft.rewards.compose import PackedGrader, compose, pack
-from rlft.rewards.grader import Failure, Rule, Scorer, UsesEngines, Verdict, spoken, verdicts
+from rlft.rewards.grader import Failure, Rule, Scorer, UsesEngines, Verdict, failure, spoken, verdicts
 from rlft.rewards.process import GradingProcesses, Report, Request
-from rlft.rewards.serve import failure, limit_of, too_slow
+from rlft.rewards.serve import limit_of, too_slow
 from rlft.types import Group, Trajectory
 
 CANARIES_EVERY = 1000  # gradings between two looks at the canaries
@@ -103,8 +103,8 @@ class RewardWorker:
         (report,) = await self._processes.evaluate([Request(subjects, [(i, place) for i, (place, _) in enumerate(known)])])
         for i, (place, canary) in enumerate(known):
             found = report.verdicts[i, place][0] if (i, place) in report.verdicts else None
-            if found is None or abs(found[0] - canary.value) > 1e-9:
-                got = report.failures[i, place].text if (i, place) in report.failures else f"graded {found and found[0]}"
+            if not isinstance(found, tuple) or abs(found[0] - canary.value) > 1e-9:
+                got = report.failures[i, place].text if (i, place) in report.failures else f"graded {found}"
                 raise RewardError(
                     f"reward {self._grader.rules[place].name!r} fails its canary: {canary.text!r} against {canary.task.answer!r} "
                     f"must be graded {canary.value:g}, but: {got}; its verdicts cannot be trusted"
@@ -127,18 +127,13 @@ class RewardWorker:
         try:
             async with asyncio.timeout(limit_of(rule, self._timeout_s)):
                 returned = await scorer.score(replace(sheet.group, trajectories=tuple(asked.values())))
-            refused = [isinstance(value, RewardError) for value in returned]
-            found = verdicts(rule, [0.0 if no else value for no, value in zip(refused, returned, strict=True)], len(asked))
+            found = verdicts(rule, returned, len(asked))
         except TimeoutError:
             sheet.fail(asked, place, too_slow(rule, self._timeout_s))
         except Exception as error:
             sheet.fail(asked, place, failure(rule, error))
         else:
-            for item, no, value, given in zip(asked, refused, returned, found, strict=True):
-                if no:
-                    sheet.fail([item], place, failure(rule, value))
-                else:
-                    sheet.verdicts[item, place] = given
+            sheet.note(asked, place, found)
 
     async def _ask_of_groups(self, sheets: Sequence[_Sheet], step: int) -> None:
         """Group rewards, one after the other: each sees the parts of those before it."""
@@ -152,7 +147,7 @@ class RewardWorker:
                 if (0, place) in report.failures:
                     sheet.fail(who, place, report.failures[0, place])
                 elif who:
-                    sheet.verdicts.update({(item, place): v for item, v in zip(who, report.verdicts[0, place], strict=True)})
+                    sheet.note(who, place, report.verdicts[0, place])
 
     async def _count(self, before: Sequence[Group], after: Sequence[Group]) -> None:
         for old, new in zip(before, after, strict=True):
@@ -172,7 +167,7 @@ class _Sheet:
 
     def __init__(self, group: Group, rules: Sequence[Rule]) -> None:
         self.group, self._rules = group, rules
-        self.verdicts: dict[tuple[int, int], Verdict] = {}
+        self._verdicts: dict[tuple[int, int], Verdict] = {}
         self._failures: dict[tuple[int, int], Failure] = {}
 
     def standing(self) -> dict[int, Trajectory]:
@@ -185,8 +180,16 @@ class _Sheet:
         return {item: t for item, t in self.standing().items() if self._shut_by(item) is None}
 
     def take(self, report: Report) -> None:
-        self.verdicts.update({call: found[0] for call, found in report.verdicts.items()})
+        for (item, place), found in report.verdicts.items():
+            self.note([item], place, found)
         self._failures.update(report.failures)
+
+    def note(self, items: Iterable[int], place: int, found: Sequence[Verdict | Failure]) -> None:
+        for item, one in zip(items, found, strict=True):
+            if isinstance(one, Failure):
+                self._failures[item, place] = one
+            else:
+                self._verdicts[item, place] = one
 
     def fail(self, items: Iterable[int], place: int, why: Failure) -> None:
         self._failures.update({(item, place): why for item in items})
@@ -206,7 +209,7 @@ class _Sheet:
         """A reward's value, or what stands in for it; None where it does not apply or was not asked."""
         if (item, place) in self._failures:
             return self._rules[place].on_error
-        found = self.verdicts.get((item, place))
+        found = self._verdicts.get((item, place))
         return found and found[0]
 
     def _shut_by(self, item: int) -> int | None:
@@ -232,7 +235,7 @@ class _Sheet:
         counting = range(len(self._rules)) if gate is None else [gate]
         parts, said = dict(trajectory.parts), [trajectory.feedback]
         for place, rule in enumerate(self._rules):
-            value, found = self._raw(item, place), self.verdicts.get((item, place))
+            value, found = self._raw(item, place), self._verdicts.get((item, place))
             if value is not None:
                 parts[rule.name] = value
             if found:

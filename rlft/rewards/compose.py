@@ -110,7 +110,9 @@ def _term(key: Any, spec: Any) -> Term:
         names = BUILTIN if isinstance(found, str) else {name: found}
         fn = bind({"name": found if isinstance(found, str) else name, **options}, names, "reward")
         fn, kind = _settle(fn, where)
-    own = getattr(fn.func if isinstance(fn, functools.partial) else fn, "rlft_defaults", Defaults())
+    own: Defaults = getattr(fn.func if isinstance(fn, functools.partial) else fn, "rlft_defaults", Defaults())
+    if own.check is not None:
+        own.check(**options)
     canaries = () if isinstance(fn, functools.partial) else own.canaries  # what is known holds for the defaults
     return Term(_rule(name, kind, {**own.options, **given}, where), fn, canaries)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.types import Group, Task, Trajectory
 
 Verdict = tuple[float, str] | None  # raw value and feedback; None: the reward does not apply
 Kind = Literal["each", "group", "scorer"]  # grades a trajectory, a whole group, or lives in the reward worker
 Cause = Literal["raised", "ungradable", "task", "invalid", "timeout", "crashed", "oom"]
+MAX_ERROR = 2000  # characters of a user's exception that are kept
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
@@ -109,13 +111,14 @@ class Defaults:
 
     options: Mapping[str, Any] = field(default_factory=dict)  # of its rule: timeout_s, on_error, memory_mb
     canaries: tuple[Canary, ...] = ()
+    check: Callable[..., Any] | None = None  # called with the reward's options before a run starts; raises ConfigError
 
 
-def defaults(*, canaries: Sequence[Canary] = (), **options: Any) -> Callable[[Fn], Fn]:
-    """Decorate a reward function with options of its rule (`timeout_s`, `on_error`, `memory_mb`) and canaries."""
+def defaults(*, canaries: Sequence[Canary] = (), check: Callable[..., Any] | None = None, **options: Any) -> Callable[[Fn], Fn]:
+    """Decorate a reward function with options of its rule (`timeout_s`, `on_error`, ...), canaries, and a check of its own options."""
 
     def decorate(fn: Fn) -> Fn:
-        fn.rlft_defaults = Defaults(options, tuple(canaries))  # type: ignore[attr-defined]
+        fn.rlft_defaults = Defaults(options, tuple(canaries), check)  # type: ignore[attr-defined]
         return fn
 
     return decorate
@@ -125,12 +128,12 @@ class InvalidReturn(RewardError):
     """A reward returned something that is no verdict."""
 
 
-def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict]:
+def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict | Failure]:
     """What a reward returned as one verdict per graded trajectory, `count` of them.
 
     A value is a finite number (True and False count as 1 and 0, numpy scalars are numbers), or
     a pair (number, feedback text); None too where the rule is optional. All but kind "each" return
-    one value per trajectory of a group.
+    one value per trajectory of a group, a RewardError in the place of one that cannot be graded.
 
     Raises:
         InvalidReturn: anything else; the message names the reward, what it returned and what was expected.
@@ -146,7 +149,23 @@ def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict]:
     return [_verdict(rule, value, f" for trajectory {i} of its group") for i, value in enumerate(returned)]
 
 
-def _verdict(rule: Rule, returned: Any, where: str) -> Verdict:
+def failure(rule: Rule, error: BaseException) -> Failure:
+    """Why a reward gave no verdict."""
+    if isinstance(error, RewardError):
+        cause = "task" if isinstance(error, TaskError) else "invalid" if isinstance(error, InvalidReturn) else "ungradable"
+        text = str(error)[:MAX_ERROR]
+        return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text}")
+    return Failure("oom" if isinstance(error, MemoryError) else "raised", f"reward {rule.name!r} raised {explain(error)}")
+
+
+def explain(error: BaseException) -> str:
+    """The last line of an exception's traceback."""
+    return traceback.format_exception_only(error)[-1].strip()[:MAX_ERROR]
+
+
+def _verdict(rule: Rule, returned: Any, where: str) -> Verdict | Failure:
+    if isinstance(returned, RewardError) and rule.kind != "each":
+        return failure(rule, returned)
     if returned is None and rule.optional:
         return None
     value: Any = returned

@@ -47,7 +47,7 @@ class Request:
 class Report:
     """What came of a request: every call's verdicts, or why there are none."""
 
-    verdicts: dict[Call, list[Verdict]] = field(default_factory=dict)
+    verdicts: dict[Call, list[Verdict | Failure]] = field(default_factory=dict)
     failures: dict[Call, Failure] = field(default_factory=dict)
     ended: set[int] = field(default_factory=set)  # items whose other calls are off
 
@@ -203,7 +203,7 @@ class GradingProcesses:
                             deadline = loop.time() + limit_of(self._grader.rules[term], self._limit_s)
                     case ["verdicts", int(item), int(term), list(found)]:
                         if (item, term) not in report.failures:
-                            report.verdicts[item, term] = [v and (float(v[0]), str(v[1])) for v in found]
+                            report.verdicts[item, term] = [_understood(one) for one in found]
                     case ["failed", int(item), int(term), str(cause), str(why)]:
                         report.fail((item, term), Failure(_cause(cause), why), self._grader.rules[term])
                     case ["gather", int(limit_s) | float(limit_s)]:
@@ -327,6 +327,12 @@ async def _read_line(reader: asyncio.StreamReader, deadline: float) -> bytes | N
             raise EOFError("the process ended")
         return line
     return None
+
+
+def _understood(said: Any) -> Verdict | Failure:
+    if isinstance(said, dict):
+        return Failure(_cause(said["cause"]), str(said["text"]))
+    return said and (float(said[0]), str(said[1]))
 
 
 def _cause(said: str) -> Cause:

@@ -4,7 +4,8 @@ A request is a pickle with its length before it; only the caller sends any. An a
 JSON, so that nothing a grading process says is ever unpickled:
 
     ["at", item, term]                   this call is being worked on
-    ["verdicts", item, term, [[v, f]]]   what it gave: value and feedback, or null where it does not apply
+    ["verdicts", item, term, [[v, f]]]   what it gave: value and feedback, or null where it does not apply, or
+                                         {"cause": c, "text": why} for one of a group that has none
     ["failed", item, term, cause, why]   it gave nothing; where no number may stand in, the item's other calls are off
     ["gather", seconds]                  from here on the awaitables run, all at once, for so long at most
     ["end", reusable]                    all calls were answered
@@ -19,22 +20,20 @@ import mmap
 import pickle
 import resource
 import socket
-import traceback
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlft.errors import RewardError, TaskError
-from rlft.rewards.grader import Failure, InvalidReturn, Rule, Term, verdicts
+from rlft.rewards.grader import Failure, Rule, Term, Verdict, explain, failure, verdicts
 from rlft.types import Group, Trajectory
 
 Call = tuple[int, int]  # item of the request, term of the grader
 Say = Callable[..., None]
 Subjects = Mapping[int, Trajectory | Group]
 HEADER = 8  # bytes of a request's length
-MAX_ERROR = 2000  # characters of a user's exception that are kept
 
 
 def encode(calls: list[Call], limit_s: float, subjects: bytes) -> bytes:
@@ -71,7 +70,7 @@ def answer(
         items: Subjects = pickle.loads(subjects)
     except Exception as error:
         for item, index in calls:
-            say("failed", item, index, "task", f"a grading process cannot unpickle this task: {_explain(error)}", now=False)
+            say("failed", item, index, "task", f"a grading process cannot unpickle this task: {explain(error)}", now=False)
         return True
     off: set[int] = set()
     awaitables: dict[Call, Awaitable[Any]] = {}
@@ -85,7 +84,7 @@ def answer(
                     if inspect.isawaitable(returned):
                         awaitables[item, index] = returned
                     else:
-                        say("verdicts", item, index, verdicts(term.rule, returned, _count(items[item])), now=False)
+                        say("verdicts", item, index, _spoken(verdicts(term.rule, returned, _count(items[item]))), now=False)
             except BaseException as error:  # sys.exit() included: a reward may end a verdict, not the process
                 why = failure(term.rule, error)
                 say("failed", item, index, why.cause, why.text, now=False)
@@ -96,15 +95,6 @@ def answer(
         if inspect.iscoroutine(dropped := awaitables[call]):
             dropped.close()
     return not going or _gather(going, limit_s, items, grader, loop, say)
-
-
-def failure(rule: Rule, error: BaseException) -> Failure:
-    """Why a reward gave no verdict."""
-    if isinstance(error, RewardError):
-        cause = "task" if isinstance(error, TaskError) else "invalid" if isinstance(error, InvalidReturn) else "ungradable"
-        text = str(error)[:MAX_ERROR]
-        return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text}")
-    return Failure("oom" if isinstance(error, MemoryError) else "raised", f"reward {rule.name!r} raised {_explain(error)}")
 
 
 def too_slow(rule: Rule, limit_s: float) -> Failure:
@@ -139,8 +129,9 @@ def _count(subject: Trajectory | Group) -> int:
     return len(subject.trajectories) if isinstance(subject, Group) else 1
 
 
-def _explain(error: BaseException) -> str:
-    return traceback.format_exception_only(error)[-1].strip()[:MAX_ERROR]
+def _spoken(found: Sequence[Verdict | Failure]) -> list[Any]:
+    """Verdicts as JSON has them; a failure of one trajectory of a group is told apart by its names."""
+    return [asdict(one) if isinstance(one, Failure) else one for one in found]
 
 
 def _gather(
@@ -159,7 +150,7 @@ def _gather(
         rule = grader[call[1]].rule
         try:
             returned = await _announced(_as_coroutine(awaitable), lambda: say("at", *call))
-            say("verdicts", *call, verdicts(rule, returned, _count(items[call[0]])))
+            say("verdicts", *call, _spoken(verdicts(rule, returned, _count(items[call[0]]))))
         except BaseException as error:
             why = failure(rule, error)
             say("failed", *call, why.cause, why.text)

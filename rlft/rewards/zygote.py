@@ -18,8 +18,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from rlft.rewards.grader import Rule, Term
-from rlft.rewards.serve import MAX_ERROR, serve
+from rlft.rewards.grader import MAX_ERROR, Rule, Term
+from rlft.rewards.serve import serve
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 MAX_MESSAGE = 65536

@@ -152,6 +152,22 @@ def test_a_wrong_rule_is_a_clear_error(rule, message):
     assert message in str(error.value) and "reward.part" in str(error.value) or "exact_match" in str(error.value)
 
 
+def even(number):
+    if number % 2:
+        raise ConfigError(f"number {number}; expected an even one")
+
+
+@defaults(check=lambda number: even(number))
+def picky_about_options(task, trajectory, *, number):
+    return 1.0
+
+
+def test_a_reward_checks_its_own_options_before_anything_starts():
+    with pytest.raises(ConfigError, match="number 3; expected an even one"):
+        compose({picky_about_options: {"number": 3}})
+    assert compose({picky_about_options: {"number": 4}})
+
+
 def test_a_gate_on_a_group_reward_is_refused():
     with pytest.raises(ConfigError, match="gate applies to rewards of one trajectory"):
         compose({(lambda group: [0.0] * len(group.trajectories)): {"gate": 0.5}})
@@ -204,6 +220,16 @@ def test_a_stand_in_for_a_group_reward_is_given_to_its_whole_group():
 
     graded, _ = grade({short: {"on_error": 0.25}}, "a", "b")
     assert [(t.status, t.reward, t.ungraded) for t in graded] == [("completed", 0.25, {"short": "invalid"})] * 2
+
+
+def test_a_group_reward_may_refuse_one_trajectory_and_grade_the_others():
+    def picky(group):
+        return [RewardError("too odd to grade") if t.text == "odd" else 1.0 for t in group.trajectories]
+
+    graded, _ = grade(picky, "a", "odd", "b")
+    assert [(t.status, t.reward) for t in graded] == [("completed", 1.0), ("failed", 0.0), ("completed", 1.0)]
+    assert (graded[1].error, graded[1].ungraded) == ("reward 'picky': too odd to grade", {"picky": "ungradable"})
+    assert [t.reward for t in grade({picky: {"on_error": -1.0}}, "a", "odd")[0]] == [1.0, -1.0]
 
 
 def test_none_from_an_optional_reward_is_no_part_and_no_error():
@@ -263,6 +289,8 @@ class Scorer:
                 raise ConnectionError("the service is gone")
             case "short":
                 return [1.0]
+            case "one":
+                return [*([1.0] * (len(group.trajectories) - 1)), RewardError("no verdict on this one")]
         return [(self.scale * len(t.text), "by length") for t in group.trajectories]
 
     async def close(self):
@@ -285,6 +313,11 @@ def test_a_scorer_that_fails_follows_its_rule(last, cause):
     assert [(t.reward, t.ungraded) for t in graded] == [(-1.0, {"Scorer": cause})] * 2
     graded, _ = grade({Scorer: {"timeout_s": 0.2}}, "a", last)
     assert [t.status for t in graded] == ["failed"] * 2
+
+
+def test_a_scorer_may_refuse_one_trajectory():
+    graded, _ = grade(Scorer, "a", "one")
+    assert [(t.reward, t.error) for t in graded] == [(1.0, ""), (0.0, "reward 'Scorer': no verdict on this one")]
 
 
 def test_an_unknown_option_of_a_scorer_is_named():

@@ -305,8 +305,8 @@ def test_a_function_is_named_in_the_run_file(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     table = {"ones": {"fn": "rlft.rewards.adapters.trl:trl_reward", "function": "brought_from_trl:one", "weight": 0.5}}
     assert [t.reward for t in graded(table, group(SUM, "a", "b"))] == [0.5, 0.5]
-    (lost,) = graded({"ones": {**table["ones"], "function": "brought_from_trl:two"}}, group(SUM, "a"))
-    assert lost.status == "failed" and "has no attribute 'two'" in lost.error
+    with pytest.raises(ConfigError, match="has no attribute 'two'"):
+        graded({"ones": {**table["ones"], "function": "brought_from_trl:two"}}, group(SUM, "a"))
 
 
 def test_values_per_answer_come_from_lists_arrays_and_tensors():

@@ -19,6 +19,12 @@ def found(target: Any) -> Any:
     return _imported(target) if isinstance(target, str) else target
 
 
+def importable(*, function: Any = None, rubric: Any = None, **_: Any) -> None:
+    """Refuse a name that cannot be imported, before a run starts. Raises ConfigError."""
+    for target in (function, rubric):
+        found(target)
+
+
 @functools.cache
 def _imported(path: str) -> Any:
     return import_object(path)

@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 
 from rlft.errors import ConfigError, RewardError
-from rlft.rewards.adapters.calling import found, noted, one_each, prompt_text, said, then
+from rlft.rewards.adapters.calling import found, importable, noted, one_each, prompt_text, said, then
+from rlft.rewards.grader import defaults
 from rlft.rewards.http import check_url, post
 from rlft.rewards.wire import plain
 from rlft.types import Group
 
 
+@defaults(check=importable)
 def openrlhf_reward(group: Group, *, function: str | Callable[..., Any]) -> Any:
     """What `reward_func(queries, prompts, labels)` gives: {"rewards", "scores", "extra_logs"}, or the rewards alone,
     as lists or tensors.

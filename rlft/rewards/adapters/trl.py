@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlft.errors import TaskError
-from rlft.rewards.adapters.calling import asked_for, completion, found, prompt_text, said
+from rlft.rewards.adapters.calling import asked_for, completion, found, importable, prompt_text, said
 from rlft.rewards.grader import defaults
 from rlft.types import Group, Task
 
@@ -25,7 +25,7 @@ class TrainerState:
     global_step: int  # updates of the weights that wrote the newest answer
 
 
-@defaults(optional=True)
+@defaults(optional=True, check=importable)
 def trl_reward(
     group: Group, *, function: str | Callable[..., Any], columns: Mapping[str, str] | None = None, conversational: bool | None = None
 ) -> Any:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_origin
 
 from rlft.errors import ConfigError, RewardError
-from rlft.rewards.adapters.calling import asked_for, completion, found, noted, one_each
+from rlft.rewards.adapters.calling import asked_for, completion, found, importable, noted, one_each
+from rlft.rewards.grader import defaults
 from rlft.types import Group, Trajectory
 
 GROUP_ARGUMENTS = frozenset({"states", "prompts", "completions", "answers", "tasks", "infos"})
 State = dict[str, Any]
 
 
+@defaults(check=importable)
 async def verifiers_rubric(group: Group, *, rubric: Any) -> list[Any]:
     """The weighted sum of a rubric's functions; what each gave is the feedback.
 

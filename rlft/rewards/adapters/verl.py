@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rlft.errors import RewardError, TaskError
-from rlft.rewards.adapters.calling import asked_for, found, noted, said, then
+from rlft.rewards.adapters.calling import asked_for, found, importable, noted, said, then
+from rlft.rewards.grader import defaults
 from rlft.types import Task, Trajectory
 
 
+@defaults(check=importable)
 def verl_reward(
     task: Task,
     trajectory: Trajectory,
