@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import given_json, gold, last_boxed, last_tag, said, short
 from rlft.types import Task, Trajectory
 
@@ -35,7 +35,7 @@ def multiple_choice(task: Task, trajectory: Trajectory) -> tuple[float, str]:
     {"A": text}, the text of an option names it too, and a letter with the text of another one is wrong.
 
     Raises:
-        RewardError: the answer of the task is neither a letter, nor the text or the place (an int from 0) of a known option.
+        TaskError: the answer of the task is neither a letter, nor the text or the place (an int from 0) of a known option.
     """
     options = _options(task)
     right = _gold_letter(task, options)
@@ -124,7 +124,7 @@ def _options(task: Task) -> dict[str, str]:
     if isinstance(given, Sequence) and not isinstance(given, str):
         return {letter: str(text) for letter, text in zip(ascii_uppercase, given, strict=False)}
     if given is not None:
-        raise RewardError(f"multiple_choice: the options {short(given)} of task {task.id!r} are neither a list nor a table")
+        raise TaskError(f"multiple_choice: the options {short(given)} of task {task.id!r} are neither a list nor a table")
     return {}
 
 
@@ -137,5 +137,5 @@ def _gold_letter(task: Task, options: Mapping[str, str]) -> str:
         return letter
     by_text = [key for key, text in options.items() if _plain(text) == _plain(str(answer))]
     if len(by_text) != 1:
-        raise RewardError(f"multiple_choice: the answer {short(answer)} of task {task.id!r} names no single option")
+        raise TaskError(f"multiple_choice: the answer {short(answer)} of task {task.id!r} names no single option")
     return by_text[0]

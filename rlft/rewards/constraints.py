@@ -13,7 +13,7 @@ import re
 from langdetect import DetectorFactory, LangDetectException, detect
 from langdetect.detector_factory import init_factory
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import is_json, short
 
 DetectorFactory.seed = 0
@@ -182,5 +182,5 @@ def _count(text: str, keyword: str) -> int:
 
 def _compare(count: int, threshold: int, relation: str) -> bool:
     if relation not in ("less than", "at least"):
-        raise RewardError(f"instructions: relation {short(relation)}; expected 'less than' or 'at least'")
+        raise TaskError(f"instructions: relation {short(relation)}; expected 'less than' or 'at least'")
     return count < threshold if relation == "less than" else count >= threshold

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import final, given_json, last_boxed, short
 from rlft.types import Task, Trajectory
 
@@ -29,7 +29,7 @@ def countdown(task: Task, trajectory: Trajectory, *, at_most_once: bool = False)
         at_most_once: whether numbers may be left out.
 
     Raises:
-        RewardError: the task has no whole numbers and target.
+        TaskError: the task has no whole numbers and target.
     """
     numbers, target = _problem(task)
     lines = [line for line in final(trajectory).splitlines() if line.strip()]
@@ -93,7 +93,7 @@ def _problem(task: Task) -> tuple[list[int], int]:
     try:
         return [_whole(number) for number in numbers or ()] or [_whole(None)], _whole(target)
     except (TypeError, ValueError):
-        raise RewardError(
+        raise TaskError(
             f"countdown: task {task.id!r} has numbers {short(numbers)} and target {short(target)}; expected whole numbers in meta or answer"
         ) from None
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Hashable
 from typing import Any
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.types import Task, Trajectory
 
 MAX_DEPTH = 64  # of JSON; deeper is refused
@@ -19,9 +19,9 @@ MAX_INT_DIGITS = 300  # so that an int is always within a float's range
 
 
 def gold(task: Task, reward: str) -> Any:
-    """The task's answer. Raises RewardError where there is none."""
+    """The task's answer. Raises TaskError where there is none."""
     if task.answer is None:
-        raise RewardError(f"{reward}: task {task.id!r} has no answer to compare with; set data.answer to the field that holds it")
+        raise TaskError(f"{reward}: task {task.id!r} has no answer to compare with; set data.answer to the field that holds it")
     return task.answer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import canonical, given_json, gold, last_fence, read_json, said, short
 from rlft.types import Task, Trajectory
 
@@ -50,7 +50,7 @@ def function_call(task: Task, trajectory: Trajectory, *, ordered: bool = True) -
         ordered: whether calls pair by place; otherwise each gold call takes the best of those left.
 
     Raises:
-        RewardError: `task.meta["tools"]` (in the OpenAI format) or the answer is missing or malformed.
+        TaskError: `task.meta["tools"]` (in the OpenAI format) or the answer is missing or malformed.
     """
     tools = _tools(task)
     wanted = _gold_calls(task, tools)
@@ -129,12 +129,12 @@ def _call(value: Any) -> Call:
 def _tools(task: Task) -> dict[str, frozenset[str]]:
     listed = given_json(task.meta.get("tools"))
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
-        raise RewardError(f"function_call: task {task.id!r} has no meta['tools']; expected a list of tools in the OpenAI format")
+        raise TaskError(f"function_call: task {task.id!r} has no meta['tools']; expected a list of tools in the OpenAI format")
     tools = {}
     for tool in listed:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise RewardError(f"function_call: tool {short(tool)} of task {task.id!r} is not in the OpenAI format")
+            raise TaskError(f"function_call: tool {short(tool)} of task {task.id!r} is not in the OpenAI format")
         tools[function["name"]] = frozenset((function.get("parameters") or {}).get("properties") or {})
     return tools
 
@@ -143,8 +143,8 @@ def _gold_calls(task: Task, tools: Mapping[str, frozenset[str]]) -> list[Call]:
     try:
         calls = [_call(value) for value in _listed(given_json(gold(task, "function_call")))]
     except ValueError as error:
-        raise RewardError(f"function_call: the answer of task {task.id!r} is no call: {error}") from None
+        raise TaskError(f"function_call: the answer of task {task.id!r} is no call: {error}") from None
     for call in calls:
         if call.tool not in tools or not set(call.arguments) <= tools[call.tool]:
-            raise RewardError(f"function_call: the answer of task {task.id!r} calls {call.tool!r} as its tools do not allow")
+            raise TaskError(f"function_call: the answer of task {task.id!r} calls {call.tool!r} as its tools do not allow")
     return calls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards import constraints
 from rlft.rewards.extract import given_json, said, short
 from rlft.types import Task, Trajectory
@@ -53,7 +53,8 @@ def instructions(
             several of these are removed (IFEval's loose accuracy).
 
     Raises:
-        RewardError: an unknown instruction id, wrong arguments, or no instructions.
+        TaskError: an unknown instruction id, wrong arguments, or no instructions.
+        RewardError: the mode is unknown.
     """
     if mode not in ("all", "share"):
         raise RewardError(f"instructions: mode {mode!r}; expected 'all' or 'share'")
@@ -65,7 +66,7 @@ def instructions(
         try:
             kept[number, check_id] = any(variant.strip() and check(variant, **arguments) for variant in texts)
         except TypeError as error:
-            raise RewardError(f"instructions: {check_id} of task {task.id!r}: wrong arguments {short(arguments)}: {error}") from None
+            raise TaskError(f"instructions: {check_id} of task {task.id!r}: wrong arguments {short(arguments)}: {error}") from None
     violated = [check_id for (_, check_id), follows in kept.items() if not follows]
     share = 1 - len(violated) / len(kept)
     return float(share == 1) if mode == "all" else share, f"violated: {', '.join(violated)}" if violated else ""
@@ -74,12 +75,12 @@ def instructions(
 def _instructions(task: Task) -> list[tuple[str, dict[str, Any]]]:
     ids, listed = given_json(task.meta.get("instruction_id_list")), given_json(task.meta.get("kwargs"))
     if not isinstance(ids, Sequence) or isinstance(ids, str) or not ids:
-        raise RewardError(f"instructions: task {task.id!r} has no meta['instruction_id_list']; expected ids such as 'keywords:existence'")
+        raise TaskError(f"instructions: task {task.id!r} has no meta['instruction_id_list']; expected ids such as 'keywords:existence'")
     if not isinstance(listed, Sequence) or len(listed) != len(ids):
-        raise RewardError(f"instructions: meta['kwargs'] of task {task.id!r} must list the arguments of its {len(ids)} instructions")
+        raise TaskError(f"instructions: meta['kwargs'] of task {task.id!r} must list the arguments of its {len(ids)} instructions")
     for check_id in ids:
         if check_id not in CHECKS:
-            raise RewardError(f"instructions: unknown instruction {check_id!r} in task {task.id!r}; known: {', '.join(CHECKS)}")
+            raise TaskError(f"instructions: unknown instruction {check_id!r} in task {task.id!r}; known: {', '.join(CHECKS)}")
     pairs = zip(ids, listed, strict=True)
     return [(i, {key: value for key, value in dict(a).items() if value is not None} if isinstance(a, Mapping) else {}) for i, a in pairs]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pint
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import final, gold, last_boxed, short
 from rlft.types import Task, Trajectory
 
@@ -71,7 +71,7 @@ def quantity(
         assume_unit: whether a last number without any unit is read in the answer's unit.
 
     Raises:
-        RewardError: the answer (with `task.meta["unit"]`, or as {"value", "unit"}) is no number with a unit that pint knows.
+        TaskError: the answer (with `task.meta["unit"]`, or as {"value", "unit"}) is no number with a unit that pint knows.
     """
     wanted = _gold(task)
     text = final(trajectory)
@@ -164,7 +164,7 @@ def _gold(task: Task) -> Quantity:
     text = f"{value} {unit or ''}"
     found = list(quantities(text))
     if len(found) != 1 or _plain(text)[found[0].end :].strip(" .$)"):
-        raise RewardError(
+        raise TaskError(
             f"quantity: {short(text.strip())} of task {task.id!r} is not one number with a unit that pint knows, such as '3.5 km/h'"
         )
     return found[0]

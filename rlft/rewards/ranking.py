@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.extract import final, given_json, gold, last_boxed, read_json, short
 from rlft.rewards.structured import f1
 from rlft.types import Task, Trajectory
@@ -30,7 +30,8 @@ def set_match(
         case: whether upper and lower case differ.
 
     Raises:
-        RewardError: the mode is unknown, or the task's answer is no list and no text.
+        TaskError: the task's answer is no list and no text.
+        RewardError: the mode is unknown.
     """
     if mode not in ("exact", "f1", "jaccard"):
         raise RewardError(f"set_match: mode {mode!r}; expected 'exact', 'f1' or 'jaccard'")
@@ -54,7 +55,8 @@ def list_match(
         case: whether upper and lower case differ.
 
     Raises:
-        RewardError: the mode is unknown, or the task's answer is no list and no text.
+        TaskError: the task's answer is no list and no text.
+        RewardError: the mode is unknown.
     """
     if mode not in ("exact", "positions"):
         raise RewardError(f"list_match: mode {mode!r}; expected 'exact' or 'positions'")
@@ -83,7 +85,8 @@ def ranking(
         p: its persistence; 1 is the mean overlap over all depths, as in ReasonRank.
 
     Raises:
-        RewardError: the task has no usable ideal order, an option is out of range, or no weight is positive.
+        TaskError: the task has no usable ideal order.
+        RewardError: an option is out of range, or no weight is positive.
     """
     weights = (ndcg, recall, rbo)
     if k < 1 or not 0 < p <= 1 or min(weights) < 0 or sum(weights) <= 0:
@@ -167,7 +170,7 @@ def _gold_items(task: Task, reward: str, case: bool) -> list[str]:
     if isinstance(answer, str):
         return items(answer, case)
     if not isinstance(answer, Sequence):
-        raise RewardError(f"{reward}: the answer {short(answer)} of task {task.id!r} is neither a list nor a text")
+        raise TaskError(f"{reward}: the answer {short(answer)} of task {task.id!r} is neither a list nor a text")
     return [_item(item, case) for item in answer]
 
 
@@ -192,7 +195,7 @@ def _ideal(task: Task) -> tuple[list[str], dict[str, float]]:
     elif relevant is not None:
         gains = {str(item): 1.0 for item in relevant}
     if not ideal or len(set(ideal)) < len(ideal) or not set(gains) <= set(ideal):
-        raise RewardError(
+        raise TaskError(
             f"ranking: task {task.id!r}: the answer {short(answer)} is no order of different ids, or meta['relevant'] names others"
         )
     return ideal, gains

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.extract import final, gold, last_fence, short
 from rlft.types import Task, Trajectory
 
@@ -56,7 +56,7 @@ def sql_equal(
         heap_mb: memory that SQLite may use in this process; the least that was asked for in it.
 
     Raises:
-        RewardError: there is no database, or the gold query (the task's answer) cannot be run on it.
+        TaskError: there is no database, or the gold query (the task's answer) cannot be run on it.
     """
     right = str(gold(task, "sql_equal"))
     text = final(trajectory)
@@ -66,7 +66,7 @@ def sql_equal(
         try:
             expected = run_query(database, right, max_rows, max_steps, limit_s)
         except _Refused as error:
-            raise RewardError(f"sql_equal: the gold query of task {task.id!r} cannot be run: {error}") from None
+            raise TaskError(f"sql_equal: the gold query of task {task.id!r} cannot be run: {error}") from None
         try:
             found = run_query(database, query, max_rows, max_steps, limit_s)
         except _Refused as error:
@@ -155,7 +155,7 @@ def _comparable(value: Any) -> Any:
 
 
 def _databases(task: Task, heap_mb: int) -> list[bytes]:
-    """Every database of the task, serialized. Raises RewardError."""
+    """Every database of the task, serialized. Raises TaskError."""
     scripts, path = task.meta.get("schema"), task.meta.get("database")
     try:
         if path is not None:
@@ -163,8 +163,8 @@ def _databases(task: Task, heap_mb: int) -> list[bytes]:
         if scripts:
             return [_from_script(script, heap_mb) for script in ([scripts] if isinstance(scripts, str) else scripts)]
     except (sqlite3.Error, OSError, TypeError, ValueError) as error:
-        raise RewardError(f"sql_equal: the database of task {task.id!r} cannot be made: {error}") from None
-    raise RewardError(f"sql_equal: task {task.id!r} has neither meta['schema'] (a SQL script) nor meta['database'] (a path)")
+        raise TaskError(f"sql_equal: the database of task {task.id!r} cannot be made: {error}") from None
+    raise TaskError(f"sql_equal: task {task.id!r} has neither meta['schema'] (a SQL script) nor meta['database'] (a path)")
 
 
 @functools.lru_cache(maxsize=32)

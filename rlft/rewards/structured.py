@@ -16,7 +16,7 @@ from jsonschema.protocols import Validator
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.extract import canonical, final, given_json, gold, read_json, short
 from rlft.types import Task, Trajectory
 
@@ -37,7 +37,7 @@ def json_schema(
         compare: whether the value must also equal `task.answer` (key order aside, 1 is 1.0, true is not 1).
 
     Raises:
-        RewardError: no schema, or one that is not valid.
+        TaskError: no schema, or one that is not valid.
     """
     validator = _validator(json.dumps(schema if schema is not None else given_json(task.meta.get("schema"))), task.id)
     expected = canonical(given_json(gold(task, "json_schema"))) if compare else None
@@ -48,7 +48,7 @@ def json_schema(
     try:
         broken = next(validator.iter_errors(value), None)
     except (Unresolvable, RecursionError) as error:
-        raise RewardError(f"json_schema: the schema of task {task.id!r} cannot be applied: {error}") from None
+        raise TaskError(f"json_schema: the schema of task {task.id!r} cannot be applied: {error}") from None
     if broken is not None:
         return 0.0, f"against the schema at {short(broken.json_path)}: {short(broken.message, 200)}"
     if compare and canonical(value) != expected:
@@ -65,11 +65,11 @@ def key_value_f1(task: Task, trajectory: Trajectory, *, ordered: bool = True) ->
         ordered: whether the place in a list is part of a path; otherwise lists are compared as multisets of leaves.
 
     Raises:
-        RewardError: the answer of the task is no object or list.
+        TaskError: the answer of the task is no object or list.
     """
     expected = given_json(gold(task, "key_value_f1"))
     if not isinstance(expected, (dict, list)):
-        raise RewardError(f"key_value_f1: the answer {short(expected)} of task {task.id!r} is no JSON object or list")
+        raise TaskError(f"key_value_f1: the answer {short(expected)} of task {task.id!r} is no JSON object or list")
     try:
         value = read_json(final(trajectory))
     except ValueError as error:
@@ -91,14 +91,15 @@ def graph_f1(task: Task, trajectory: Trajectory, *, directed: bool = True, node_
         node_share: 0 counts edges alone, 1 nodes alone.
 
     Raises:
-        RewardError: the answer of the task is no graph, or `node_share` is not in [0, 1].
+        TaskError: the answer of the task is no graph.
+        RewardError: `node_share` is not in [0, 1].
     """
     if not 0 <= node_share <= 1:
         raise RewardError(f"graph_f1: node_share {node_share}; expected 0 to 1")
     try:
         nodes, edges = _graph(given_json(gold(task, "graph_f1")), directed)
     except ValueError as error:
-        raise RewardError(f"graph_f1: the answer of task {task.id!r} is no graph: {error}") from None
+        raise TaskError(f"graph_f1: the answer of task {task.id!r} is no graph: {error}") from None
     try:
         found_nodes, found_edges = _graph(_json_or_text(final(trajectory)), directed)
     except ValueError as error:
@@ -117,12 +118,12 @@ def f1(found: Counter[Any], wanted: Counter[Any]) -> float:
 def _validator(schema: str, task_id: str) -> Validator:
     loaded = json.loads(schema)
     if not isinstance(loaded, dict):
-        raise RewardError(f"json_schema: task {task_id!r} has no schema; give the option `schema` or task.meta['schema']")
+        raise TaskError(f"json_schema: task {task_id!r} has no schema; give the option `schema` or task.meta['schema']")
     kind = validators.validator_for(loaded, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(loaded)
     except jsonschema.SchemaError as error:
-        raise RewardError(f"json_schema: the schema of task {task_id!r} is not valid: {error.message}") from None
+        raise TaskError(f"json_schema: the schema of task {task_id!r} is not valid: {error.message}") from None
     return validators.extend(kind, {"uniqueItems": _unique_items})(loaded, registry=Registry())
 
 

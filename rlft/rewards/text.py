@@ -10,7 +10,7 @@ from rouge_score.tokenize import tokenize as rouge_tokens
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.extract import gold, last_tag, said, short
 from rlft.types import Task, Trajectory
 
@@ -27,7 +27,8 @@ def bleu(
         tag: reads the last <tag>...</tag> if there is one, else all that was said.
 
     Raises:
-        RewardError: the tokenizer is unknown, or the answer is neither a text nor a list of texts.
+        TaskError: the answer is neither a text nor a list of texts.
+        RewardError: the tokenizer is unknown.
     """
     if tokenizer not in ("13a", "intl", "zh", "char", "none"):
         raise RewardError(f"bleu: tokenizer {tokenizer!r}; expected '13a', 'intl', 'zh', 'char' or 'none'")
@@ -44,7 +45,8 @@ def chrf(task: Task, trajectory: Trajectory, *, word_order: int = 0, tag: str = 
         tag: reads the last <tag>...</tag> if there is one, else all that was said.
 
     Raises:
-        RewardError: `word_order` is negative, or the answer is neither a text nor a list of texts.
+        TaskError: the answer is neither a text nor a list of texts.
+        RewardError: `word_order` is negative.
     """
     if word_order < 0:
         raise RewardError(f"chrf: word_order {word_order}; expected 0 or more")
@@ -62,13 +64,14 @@ def rouge(task: Task, trajectory: Trajectory, *, which: str = "rougeL", stem: bo
         tag: reads the last <tag>...</tag> if there is one, else all that was said.
 
     Raises:
-        RewardError: `which` is unknown, the answer is neither a text nor a list of texts, or no reference has a word.
+        TaskError: the answer is neither a text nor a list of texts, or no reference has a word.
+        RewardError: `which` is unknown.
     """
     if which not in ("rougeL", "rougeLsum") and not (len(which) == 6 and which.startswith("rouge") and which[5] in "123456789"):
         raise RewardError(f"rouge: which {which!r}; expected 'rouge1' to 'rouge9', 'rougeL' or 'rougeLsum'")
     references = [reference for reference in _references(task, "rouge") if rouge_tokens(reference, None)]
     if not references:
-        raise RewardError(f"rouge: the answer {short(task.answer)} of task {task.id!r} has no word of a-z and 0-9; use chrf")
+        raise TaskError(f"rouge: the answer {short(task.answer)} of task {task.id!r} has no word of a-z and 0-9; use chrf")
     text = _text(trajectory, tag, references)
     return float(_rouge(which, stem).score_multi(references, text)[which].fmeasure) if text else 0.0
 
@@ -92,7 +95,7 @@ def _references(task: Task, reward: str) -> list[str]:
     answer = gold(task, reward)
     references = [answer] if isinstance(answer, str) else list(answer) if isinstance(answer, (list, tuple)) else []
     if not references or not all(isinstance(item, str) and item.strip() for item in references):
-        raise RewardError(f"{reward}: the answer {short(answer)} of task {task.id!r}; expected a text that is not empty, or a list of them")
+        raise TaskError(f"{reward}: the answer {short(answer)} of task {task.id!r}; expected a text that is not empty, or a list of them")
     return references
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.choice import multiple_choice, stated_choice
 from rlft.rewards.grader import spoken
 from rlft.types import Task
@@ -111,7 +111,7 @@ def test_answers_are_letters_texts_or_places(answer, meta):
         {"options": 3})]
 )
 def test_an_answer_that_names_no_option_raises(answer, meta):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded("B", answer, **meta)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.countdown import countdown, evaluate
 from rlft.rewards.grader import spoken
 from rlft.types import Task
@@ -74,7 +74,7 @@ def test_fractions_are_exact():
 @pytest.mark.parametrize("meta", [{}, {"numbers": [1, 2]}, {"numbers": "x", "target": 1}, {"numbers": [], "target": 1}, {"numbers": [1.5],
     "target": 1}])
 def test_a_task_without_numbers_and_target_raises(meta):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded("1", None, meta)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.function_call import Call, function_call, grade_call
 from rlft.rewards.grader import spoken
 from rlft.types import Completion, Task, Trajectory, Turn
@@ -144,7 +144,7 @@ def test_no_call_may_be_what_is_wanted():
     ],
 )
 def test_tasks_that_cannot_be_graded_raise(answer, tools):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded(call(city="Oslo"), answer, tools)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.constraints import count_sentences, language_of
 from rlft.rewards.grader import spoken
 from rlft.rewards.instructions import CHECKS, instructions
@@ -116,7 +116,7 @@ def test_what_was_thought_is_not_graded():
     ],
 )
 def test_tasks_that_cannot_be_graded_raise(ids, kwargs, message):
-    with pytest.raises(RewardError, match=message):
+    with pytest.raises(TaskError, match=message):
         graded("text", ids, kwargs)
     with pytest.raises(RewardError, match="mode"):
         graded("text", ["punctuation:no_comma"], [{}], mode="most")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.grader import spoken
 from rlft.rewards.quantity import quantities, quantity
 from rlft.types import Task
@@ -74,7 +74,7 @@ def test_tolerances_are_in_the_unit_of_the_answer(options, value):
 
 @pytest.mark.parametrize("answer", [None, "fast", "5 apples", "5 m 6 s", {"value": None}, {}, "1e999 m", [1]])
 def test_an_answer_without_a_known_quantity_raises(answer):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded("5 m", answer)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.grader import spoken
 from rlft.rewards.ranking import items, list_match, ndcg_at, rank_biased_overlap, ranking, recall_at, set_match
 from rlft.types import Task
@@ -151,8 +151,9 @@ def test_gold_answers_are_worth_one(answer):
     ],
 )
 def test_tasks_and_options_that_cannot_be_graded_raise(reward, answer, meta, options):
-    with pytest.raises(RewardError):
+    with pytest.raises(RewardError) as error:
         graded(reward, "a", answer, meta, **options)
+    assert isinstance(error.value, TaskError) == (not options)
 
 
 PIECES = st.sampled_from(["a", "1", "[", "]", ",", ";", ">", "\n", "- ", "1. ", '"', "{", "}", "\\boxed{", "<answer>", "</answer>",

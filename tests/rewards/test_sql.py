@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import TaskError
 from rlft.rewards.grader import spoken
 from rlft.rewards.sql import has_order, sql_equal
 from rlft.types import Task
@@ -165,6 +165,9 @@ def test_queries_that_would_take_all_time_or_memory_are_wrong_in_time(query):
         (None, None),
         ("SELECT nothing FROM people", None),
         ("DROP TABLE people", None),
+        ("PRAGMA table_info(people)", None),
+        ("SELECT * FROM pragma_table_info('people')", None),
+        ("SELECT load_extension('x')", None),
         (ENDLESS + "SELECT x FROM c", None),
         ("SELECT 1", {}),
         ("SELECT 1", {"schema": "CREATE TABL"}),
@@ -173,13 +176,13 @@ def test_queries_that_would_take_all_time_or_memory_are_wrong_in_time(query):
     ],
 )
 def test_tasks_that_cannot_be_graded_raise(answer, meta):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded("SELECT 1", answer, meta)
 
 
 def test_a_file_that_is_no_database_raises(tmp_path):
     (tmp_path / "x.db").write_text("not a database, but long enough to be read as the header of one")
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded("SELECT 1", "SELECT 1", {"database": str(tmp_path / "x.db")})
 
 

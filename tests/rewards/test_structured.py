@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.extract import canonical, final, is_json, last_boxed, last_fence, last_tag, read_json, said
 from rlft.rewards.grader import spoken
 from rlft.rewards.structured import graph_f1, json_schema, key_value_f1
@@ -79,7 +79,7 @@ def test_feedback_says_where_the_schema_is_broken():
     "schema", [None, [], "text", {"type": "no such type"}, {"$ref": "#"}, {"$ref": "https://example.org/schema.json"}, {"$ref": "#/gone"}]
 )
 def test_a_schema_that_cannot_be_applied_is_not_the_policys_fault(schema):
-    with pytest.raises(RewardError):
+    with pytest.raises(TaskError):
         graded(json_schema, task(schema=schema), "{}")
 
 
@@ -172,8 +172,9 @@ def test_graph_f1_counts_direction_and_shares_as_told():
     [(key_value_f1, None, {}), (key_value_f1, "text", {}), (graph_f1, None, {}), (graph_f1, 5, {}), (graph_f1, EDGES, {"node_share": 2})],
 )
 def test_tasks_and_options_that_cannot_be_graded_raise(reward, answer, options):
-    with pytest.raises(RewardError):
+    with pytest.raises(RewardError) as error:
         graded(reward, task(answer), "{}", **options)
+    assert isinstance(error.value, TaskError) == (not options)
 
 
 PIECES = st.sampled_from(

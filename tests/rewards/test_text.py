@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.grader import spoken
 from rlft.rewards.text import bleu, chrf, rouge
 from rlft.types import Task
@@ -67,8 +67,9 @@ def test_gold_answers_are_worth_one_and_other_texts_less(reward):
     ],
 )
 def test_tasks_and_options_that_cannot_be_graded_raise(reward, answer, options):
-    with pytest.raises(RewardError):
+    with pytest.raises(RewardError) as error:
         graded(reward, "x", answer, **options)
+    assert isinstance(error.value, TaskError) == (not options)
 
 
 @settings(deadline=None)
