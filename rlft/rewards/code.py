@@ -85,7 +85,7 @@ async def code_tests(
             the values of the calls; its verdict is marked as such. Without it such a task cannot be graded.
         show_expected: the feedback shows expected values too. They may then end up in prompts.
         feedback_chars: longest feedback.
-        sandbox: "local", "http://host:port" (a server in SandboxFusion's format), or "unsafe".
+        sandbox: "local", "A" or "B" (one tier of it), "http://host:port" (a server in SandboxFusion's format), or "unsafe".
         allow_unsafe: "unsafe" is really meant: programs run unprotected.
 
     Raises:

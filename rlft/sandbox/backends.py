@@ -29,17 +29,18 @@ async def open_sandbox(backend: str = "local", *, allow_unsafe: bool = False, **
     """A started sandbox.
 
     Args:
-        backend: "local" (kernel sandbox on this machine; `options` of `Sandbox`), "http://..." or "https://..." (a server in
-            SandboxFusion's format; `options` of `RemoteSandbox`, its token from RLFT_SANDBOX_TOKEN unless given), or "unsafe".
+        backend: "local" (the kernel's sandbox on this machine; `options` of `Sandbox`), "A" or "B" (that, in this tier only),
+            "http://..." or "https://..." (a server in SandboxFusion's format; `options` of `RemoteSandbox`, its token from
+            RLFT_SANDBOX_TOKEN unless given), or "unsafe".
         allow_unsafe: needed for "unsafe", which runs code as a plain subprocess.
 
     Raises:
         SandboxError: no such backend, or it cannot be had. Another one is never taken instead.
     """
-    if backend == "local":
+    if backend in ("local", "A", "B"):
         from rlft.sandbox.sandbox import Sandbox
 
-        local = Sandbox(**options)
+        local = Sandbox(**options) if backend == "local" else Sandbox(**{"tier": backend, **options})
         await local.start()
         return local
     if backend.startswith(("http://", "https://")):
@@ -50,4 +51,4 @@ async def open_sandbox(backend: str = "local", *, allow_unsafe: bool = False, **
         from rlft.sandbox.unsafe import UnsafeSandbox
 
         return UnsafeSandbox(allow_unsafe=allow_unsafe, **options)
-    raise SandboxError(f"no sandbox {backend!r}; expected 'local', 'http://host:port' or 'unsafe'")
+    raise SandboxError(f"no sandbox {backend!r}; expected 'local', 'A', 'B', 'http://host:port' or 'unsafe'")

@@ -1,15 +1,18 @@
 """Programs graded by tests in the real sandbox: honest ones are paid, the many that try to fool the grader are not."""
 
 import asyncio
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from rlft.errors import RewardError, TaskError
+from rlft.errors import RewardError, SandboxError, TaskError
 from rlft.rewards.code import code_tests
 from rlft.rewards.grader import spoken
+from rlft.sandbox.backends import open_sandbox
 from rlft.types import Task
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,6 +36,19 @@ def loop():
         yield runner
 
 
+@pytest.fixture(scope="module", params=["A", "B"])
+def tier(request, loop):
+    """The tiers that can be had here; tests/sandbox says that they are there where they have to be."""
+    if request.param not in os.environ.get("RLFT_TEST_SANDBOX_TIERS", "A,B").split(","):
+        pytest.skip("not asked for")
+    try:
+        loop.run(loop.run(open_sandbox(request.param, selftest=False)).close())
+    except SandboxError as error:
+        loop.run(loop.run(open_sandbox("local")).close())
+        pytest.skip(str(error))
+    return request.param
+
+
 @pytest.fixture
 def grade(loop):
     def graded(answer, text, meta=None, **options):
@@ -47,8 +63,8 @@ BRIEF = {**QUICK, "test_s": 0.3, "total_s": 0.5}  # for programs that are to be 
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_honest_program_is_paid(grade, style):
-    assert grade(STYLES[style], HONEST[style], **QUICK)[0] == 1.0
+def test_an_honest_program_is_paid(grade, tier, style):
+    assert grade(STYLES[style], HONEST[style], sandbox=tier, **QUICK)[0] == 1.0
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -57,18 +73,32 @@ def test_a_wrong_program_is_not_paid(grade, style):
 
 
 @pytest.mark.parametrize("name", HACKS)
-def test_no_hack_is_paid_in_any_style_or_part(loop, grade, name):
+def test_no_hack_is_paid_in_any_style_or_part(loop, grade, tier, name):
     async def main():
         hacked = [Task("t", (), answer) for answer in STYLES.values()]
-        return await asyncio.gather(*(code_tests(task, spoken(task, HACKS[name]), partial=True, **BRIEF) for task in hacked))
+        options = {**BRIEF, "partial": True, "sandbox": tier}
+        return await asyncio.gather(*(code_tests(task, spoken(task, HACKS[name]), **options) for task in hacked))
 
     assert [value for value, _ in loop.run(main())] == [0.0] * len(STYLES)
     style = list(STYLES)[len(name) % len(STYLES)]
-    assert grade(STYLES[style], HONEST[style], **QUICK)[0] == 1.0, "the sandbox serves the next program as if nothing had been"
+    assert grade(STYLES[style], HONEST[style], sandbox=tier, **QUICK)[0] == 1.0, "the next program is served as if nothing had been"
 
 
 def test_there_are_enough_hacks():
     assert len(HACKS) >= 42
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("uid", "tiers"), [(12345, "A,B"), (0, "B")], ids=["user", "root"])
+def test_no_hack_is_paid_where_this_process_is_not(uid, tiers):
+    here, root = Path(__file__), Path(__file__).parents[2]
+    command = [sys.executable, str(root / "tests/sandbox/as_user.py"), str(uid), sys.executable, "-m", "pytest", "-q", str(here)]
+    command += ["-p", "no:cacheprovider", "--rootdir", str(root), "-k", "honest or no_hack_is_paid_in_any_style"]
+    env = {**os.environ, "RLFT_TEST_SANDBOX_TIERS": tiers, "PYTHONDONTWRITEBYTECODE": "1"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env, cwd=root)
+    assert ran.returncode == 0, ran.stdout[-6000:] + ran.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", ran.stdout)[1]) >= len(HACKS) * len(tiers.split(","))
 
 
 EXIT_CODE = "{solution}\n{asserts}\n"
