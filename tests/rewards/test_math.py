@@ -74,7 +74,9 @@ def test_the_answer_is_the_last_box_or_the_list_that_ends_with_it(text, answer):
     assert extract(text).latex == answer
 
 
-@pytest.mark.parametrize("text", ["", "4", "The answer is 4.", "$4$", r"\boxed{4", r"\boxed{3} then \boxed{4", r"\boxed4", r"\boxed{}", r"\boxed{ $ }"])
+@pytest.mark.parametrize(
+    "text", ["", "4", "The answer is 4.", "$4$", r"\boxed{4", r"\boxed{3} then \boxed{4", r"\boxed4", r"\boxed{}", r"\boxed{ $ }"]
+)
 def test_without_a_closed_box_there_is_no_answer(text):
     assert extract(text).latex == "" and extract(text).problem
 
@@ -121,9 +123,9 @@ def test_extraction_answers_whatever_the_text(text, mode):
 def test_extraction_of_hostile_texts_ends_well_before_the_deadline_of_the_reward():
     for part in (r"\boxed{", r"\[", "$", r"\(", "<answer>", "answer is ", "{", "answer: $", r"\boxed{1}, ", "answer is 1" + " " * 10_000):
         for mode in ("boxed", "boxed_or_last", "whole"):
-            started = time.monotonic()
+            started = time.process_time()
             extract(part * (50_000 // len(part)), mode)
-            assert time.monotonic() - started < math_equal.rlft_defaults.options["timeout_s"], (part, mode)
+            assert time.process_time() - started < math_equal.rlft_defaults.options["timeout_s"], (part, mode)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,8 @@ def test_the_caps_answer_whatever_the_text(text):
         ("4", "4"), ("4.0", "4"), ("004", "4"), ("+4", "4"), (r"\frac{1}{2}", "0.5"), ("1/2", r"\dfrac12"), ("50\\%", r"50\%"),
         ("1,000", "1000"), ("1{,}000.5", "1000.5"), (r"32,\! 349", "32349"), (r"10\,000", "10000"), ("6.02e3", "6020"), ("2**10", "1024"),
         ("2^-1", "1/2"), (r"\$5", "5"), ("5€", "5"), ("−3", "-3"), ("3²", "9"), ("√2", r"\sqrt{2}"), ("x ≤ 2", r"x \leq 2"),
-        (r"x^2+2x+1", "(x+1)^2"), (r"\{2, 1\}", "1,2"), ("(1, 2)", "(1,2)"), (r"x=5", "5"), (r"5\text{ cm}", "5"), (r"\text{Evelyn}", "Evelyn"),
+        (r"x^2+2x+1", "(x+1)^2"), (r"\{2, 1\}", "1,2"), ("(1, 2)", "(1,2)"), (r"x=5", "5"), (r"5\text{ cm}", "5"),
+        (r"\text{Evelyn}", "Evelyn"),
         (r"\frac{-1 \pm \sqrt{13}}{4}", r"\frac{-1-\sqrt{13}}{4}, \frac{-1+\sqrt{13}}{4}"), (r"1-\frac{1}{\mathrm{e}}", r"1 - e^{-1}"),
         ("0.3333333", r"\frac{1}{3}"), ("12:00", "12:00"), (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
         ("2", 2), ("0.5", 0.5), ("72", "He has 48 + 24 = <<48+24=72>>72 left.\n#### 72"), ("7", r"So the answer is $\boxed{7}$."),
@@ -197,7 +200,8 @@ def test_equal_answers_earn_one(answer, gold):
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
-        ("4", "5"), ("12", "1 2"), ("0.5", "0.05"), ("(1, 2)", "[1, 2]"), ("(1, 2)", "(2, 1)"), ("1, 2", "2"), ("x+1", "y+1"), (r"1-\frac1e", r"1+\frac1e"),
+        ("4", "5"), ("12", "1 2"), ("0.5", "0.05"), ("(1, 2)", "[1, 2]"), ("(1, 2)", "(2, 1)"), ("1, 2", "2"), ("x+1", "y+1"),
+        (r"1-\frac1e", r"1+\frac1e"),
         (r"\sqrt{2}", "2"), ("1:00", "12:00"), ("B", "A"), (r"\frac{1}{0}", "5"), ("nonsense ((", "5"), ("3 or 4", "4"), ("4", "-4"),
         ("__import__('os').system('true')", "5"), ("4\x00", "4"), ("\ud800", "4"),
     ],
@@ -213,7 +217,10 @@ def test_feedback_says_what_is_wrong_but_not_what_is_right():
     assert grade(r"\boxed{17}", "17") == (1.0, "")
 
 
-@pytest.mark.parametrize("answer", [r"\boxed{3} or \boxed{4}", r"\boxed{3}, \boxed{4}", r"\boxed{3, 4}", r"\boxed{3}" + "\n" + r"\boxed{4}", r"\boxed{4 \text{ or } 3}"])
+@pytest.mark.parametrize(
+    "answer",
+    [r"\boxed{3} or \boxed{4}", r"\boxed{3}, \boxed{4}", r"\boxed{3, 4}", "\\boxed{3}\n\\boxed{4}", r"\boxed{4 \text{ or } 3}"],
+)
 def test_naming_several_answers_does_not_earn_the_one_among_them(answer):
     assert grade(answer, "4")[0] == grade(answer, "3")[0] == 0.0
     assert grade(answer, r"\{3, 4\}")[0] == 1.0
@@ -310,6 +317,6 @@ def test_integers_are_pythons_unless_sympy_was_there_first_or_something_else_is_
     monkeypatch.delenv("SYMPY_GROUND_TYPES", raising=False)
     if setting:
         monkeypatch.setenv("SYMPY_GROUND_TYPES", setting)
-    code = f"{first}import rlft.rewards.math; from sympy.external.gmpy import GROUND_TYPES; import mpmath; print(GROUND_TYPES, mpmath.libmp.BACKEND)"
+    code = f"{first}import rlft.rewards.math, mpmath, sympy.external.gmpy as of_sympy; print(of_sympy.GROUND_TYPES, mpmath.libmp.BACKEND)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], capture_output=True, text=True, timeout=120)
     assert ran.stdout.split() == integers.split(), ran.stderr
