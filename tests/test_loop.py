@@ -28,7 +28,7 @@ def early_letter(trajectory):
 
 
 def grading(reward):
-    async def grade(groups, step):
+    async def grade(groups):
         return [replace(g, trajectories=tuple(replace(t, reward=reward(t)) for t in g.trajectories)) for g in groups]
 
     return grade

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlft.actors.rollout_worker import Collected, Grade, describe
+from rlft.actors.rollout_worker import Collected, describe
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.batching import collate, micro_batches
@@ -25,6 +25,7 @@ from rlft.rollout.program import run_group
 from rlft.rows import to_rows
 from rlft.types import Batch, Completion, Group, GroupRef, Message, Task
 
+Grade = Callable[[list[Group]], Awaitable[list[Group]]]
 VOCABULARY = 128
 END = 10  # a newline ends a message
 
@@ -105,7 +106,7 @@ class FakeRollouts:
         group = await run_group(
             task, f"{next(self._numbers)}/{task.id}", self.make_env, [policy] * self.group_size, renderer, self.max_turns
         )
-        return (await self.grade([group], 0))[0]
+        return (await self.grade([group]))[0]
 
 
 class FakeLearner:
