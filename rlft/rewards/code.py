@@ -14,6 +14,7 @@ from rlft.rewards.code_asserts import Assertion, FunctionCall, Unconverted
 from rlft.rewards.code_cases import Case, Printed, Returned, read_cases
 from rlft.rewards.code_replay import replay
 from rlft.rewards.code_values import Comparison, same_output, same_value
+from rlft.rewards.extract import final
 from rlft.rewards.grader import defaults
 from rlft.sandbox.backends import Backend, open_sandbox
 from rlft.sandbox.types import Execution, Limits
@@ -67,7 +68,8 @@ async def code_tests(
 ) -> tuple[float, str]:
     """1 if the Python that was written passes the task's tests, else 0; with feedback that says which test failed, and how.
 
-    The program is what stands in the last block fenced as ```python, else in the last fenced block, else the whole text.
+    What follows a last </think>, and there the inside of a last <answer>...</answer>, is read. The program is what stands
+    in its last block fenced as ```python, else in its last fenced block, else all of it.
     The tests are in `task.answer`, in one of the formats of `code_cases`. Whatever the program does is its own fault and
     counts as a wrong answer: raising, running out of time or memory, crashing, trying what is denied.
 
@@ -100,7 +102,7 @@ async def code_tests(
             f"code_tests: task {task.id!r} has test code that is no plain assert on calls; "
             "in_sandbox_asserts = true runs it in a second sandbox"
         )
-    program = extract_program(trajectory.text if isinstance(trajectory.text, str) else "")
+    program = extract_program(final(trajectory))
     if objection := _unfit(program):
         return 0.0, objection
     how = Comparison(tolerance if numeric == "tolerant" else None)

@@ -246,6 +246,12 @@ def test_a_test_has_its_time_to_itself(grade):
     assert "not run" in grade(CALLS, program, test_s=0.6, total_s=0.6, partial=True, stop_at_first=False)[1]
 
 
+@pytest.mark.parametrize("text", ["<think>```python\ndef add(a, b): return 0\n```</think>```\n{}\n```", "so: <answer>{}</answer>"])
+def test_what_was_only_thought_is_not_the_program(grade, text):
+    assert grade(CALLS, text.replace("{}", FUNCTION))[0] == 1.0
+    assert grade(CALLS, text.replace("{}", "def add(a, b): return 0"))[0] == 0.0
+
+
 def test_max_tests_and_the_field_of_meta(grade):
     program = "def add(a, b): return 5"
     assert grade(None, program, {"tests": CALLS}, tests="tests", max_tests=1)[0] == 1.0

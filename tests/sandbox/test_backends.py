@@ -142,9 +142,8 @@ def test_a_file_cannot_be_put_outside_of_the_scratch_folder(name):
 
 @needs_bwrap
 def test_a_sandbox_that_cannot_be_set_up_is_an_error(monkeypatch, tmp_path):
-    (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(SandboxError, match="cannot set up its sandbox: bwrap: .*Permission denied"):
-        asyncio.run(Bubblewrap("bash", read_only=[str(tmp_path / "closed" / "x")]).execute(["true"]))
+    with pytest.raises(SandboxError, match="cannot set up its sandbox: bwrap: .*Not a directory"):
+        asyncio.run(Bubblewrap("bash", read_only=["/usr/bin/env/x"]).execute(["true"]))
     assert asyncio.run(Bubblewrap("bash").execute(["/no/such/program"])).status == "error"
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxError, match="install the package bubblewrap"):
