@@ -182,8 +182,11 @@ class MathVerifier:
             for trajectory in known[j : j + 1]:
                 canary_at.append(len(subjects))
                 subjects[len(subjects)] = trajectory
-        async with asyncio.timeout(self._block_s):
-            [report] = await self._pool.evaluate([Request(subjects, [(place, 0) for place in subjects])])
+        try:
+            async with asyncio.timeout(self._block_s):
+                [report] = await self._pool.evaluate([Request(subjects, [(place, 0) for place in subjects])])
+        except TimeoutError:
+            raise RewardError(f"the math verifier's processes did not answer within {self._block_s:g} s") from None
         self._check(canary_at, report)
         return [_verdict(report, place) for place in pair_at]
 

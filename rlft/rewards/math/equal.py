@@ -82,8 +82,7 @@ def parse(latex: str) -> list[Any]:
         expression = parse_latex_cached(normal)
     except (MemoryError, RecursionError):
         raise
-    except Exception as unreadable:  # the grammar's errors are plain Exceptions
-        del unreadable
+    except Exception:  # what the grammar raises: no mathematics, which the missing expression says
         return [normal]
     return [expression, normal]
 
