@@ -82,7 +82,8 @@ def _json_key(key: Any) -> Any:
     """A key as JSON would write it; what it cannot write stays as it is."""
     if isinstance(key, str):
         return key
-    return json.dumps(key) if key is None or isinstance(key, (bool, int, float)) else _typed(key)
+    written = key is None or isinstance(key, (bool, float)) or (isinstance(key, int) and key.bit_length() < 14_000)  # more digits than these Python does not write
+    return json.dumps(key) if written else _typed(key)
 
 
 def _lines(text: str) -> list[str]:

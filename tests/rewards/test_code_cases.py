@@ -24,6 +24,11 @@ plain = st.recursive(
 )
 
 
+def converted(text, function=""):
+    (case,) = read_asserts([text], function)
+    return case
+
+
 def cases(answer, **meta):
     return read_cases(Task("t", (), answer, meta))
 
@@ -36,6 +41,22 @@ def test_every_value_is_the_same_as_itself(value):
 @given(st.recursive(simple, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.integers(), inner)))
 def test_a_value_is_the_same_as_what_json_makes_of_it(value):
     assert same_value(value, json.loads(json.dumps(value)), JSON)
+
+
+huge = st.integers(300, 5000).map(lambda digits: 10**digits)  # beyond floats, and beyond what Python writes out
+anything = st.recursive(
+    simple | huge,
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(simple | huge, inner) | st.sets(simple | huge),
+    max_leaves=8,
+)
+STATED = [converted(f"assert {text}") for text in ("f(1) == 2", "sorted(f(1))[0] < 3", "abs(f(1) * 2 - 1.5) < 1e-6", "str(f(1)) in f(2)")]
+
+
+@given(anything, anything)
+def test_no_value_makes_a_comparison_raise(found, expected):
+    for how in (EXACT, TOLERANT, JSON):
+        assert same_value(found, expected, how) in (True, False)
+        assert all(isinstance(case.objection([found, expected], how), str) for case in STATED)
 
 
 @pytest.mark.parametrize(
@@ -144,11 +165,6 @@ def test_tests_may_stand_in_a_field_of_meta():
 def test_what_is_in_no_format_is_an_error_of_the_task(answer):
     with pytest.raises(TaskError, match="task 't'"):
         cases(answer)
-
-
-def converted(text, function=""):
-    (case,) = read_asserts([text], function)
-    return case
 
 
 @pytest.mark.parametrize(
