@@ -82,7 +82,8 @@ def _json_key(key: Any) -> Any:
     """A key as JSON would write it; what it cannot write stays as it is."""
     if isinstance(key, str):
         return key
-    written = key is None or isinstance(key, (bool, float)) or (isinstance(key, int) and key.bit_length() < 14_000)  # more digits than these Python does not write
+    # Python does not write out an int of more than 4300 digits.
+    written = key is None or isinstance(key, (bool, float)) or (isinstance(key, int) and key.bit_length() < 14_000)
     return json.dumps(key) if written else _typed(key)
 
 
