@@ -112,7 +112,7 @@ def dies_on_nul(task, trajectory):
 
 
 def wants_text(task, trajectory):
-    return float(trajectory.text.strip() == task.answer)
+    return float(trajectory.turns[-1].action["content"].strip() == task.answer)
 
 
 @defaults(canaries=[Canary(TASKS[0], "3", 0.0)])
