@@ -10,7 +10,7 @@ from rlft.recipes.addition import addition, splits
 DIGITS = "0123456789"
 
 
-def pairs(split: str = "demonstrated", seed: int = 0, count: int = 19_200, careless: float = 0.0) -> Iterator[dict[str, str]]:
+def pairs(split: str = "demonstrated", seed: int = 0, count: int = 32_000, careless: float = 0.0) -> Iterator[dict[str, str]]:
     """Preference pairs over additions of one split: {"prompt", "chosen", "rejected"}.
 
     The wrong answer has one or two wrong digits, or one too many or too few.
