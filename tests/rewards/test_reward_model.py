@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from rlft.actors.reward import RewardWorker
 from rlft.errors import ConfigError, RewardError
 from rlft.rewards.grader import Scorer, spoken
 from rlft.rewards.learned.batcher import Batcher, Sequenced, batches
@@ -107,6 +108,25 @@ def test_it_is_a_scorer_that_can_be_sent_to_a_worker_before_it_starts(tmp_path, 
     assert isinstance(scorer, Scorer)
     sent = cloudpickle.loads(cloudpickle.dumps(scorer))
     assert asyncio.run(run(sent, group("yes")))[0] == pytest.approx(alone(tmp_path, "yes"), abs=1e-5)
+
+
+def test_in_a_reward_worker_it_counts_like_any_reward(tmp_path, tiny_model):
+    folder = classifier(tmp_path, tiny_model)
+    table = {"reward_model": {"weight": 2.0, "model": folder}, "exact_match": 0.0}
+
+    async def grade():
+        worker = RewardWorker(table, processes=1, timeout_s=60.0)
+        task = Task("1", ({"role": "user", "content": "Say something."},), answer="yes")
+        group = Group("g", (spoken(task, "yes"), spoken(task, "no")))
+        try:
+            return (await worker.grade([group]))[0].trajectories
+        finally:
+            await worker.close()
+
+    for trajectory, right in zip(asyncio.run(grade()), (1.0, 0.0), strict=True):
+        [score] = alone(folder, trajectory.text)
+        assert trajectory.parts == pytest.approx({"reward_model": score, "exact_match": right}, abs=1e-5)
+        assert trajectory.reward == pytest.approx(2 * score, abs=1e-4)
 
 
 def test_a_language_model_without_a_trained_head_is_refused(tiny_model):
