@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
-FILES = {
-    1: {"memory": "memory.limit_in_bytes", "oom": "memory.oom_control", "swap": ("memory.swappiness", "0")},
-    2: {"memory": "memory.max", "oom": "memory.events", "swap": ("memory.swap.max", "0")},
+FILES: dict[int, dict[str, Any]] = {
+    1: {"memory": "memory.limit_in_bytes", "oom": "memory.oom_control", "extras": {"memory.swappiness": "0"}},
+    2: {"memory": "memory.max", "oom": "memory.events", "extras": {"memory.swap.max": "0", "memory.oom.group": "1"}},
 }
 
 
@@ -116,8 +117,9 @@ class Groups:
         if path not in self.made:
             self.made.append(path)
         files = FILES[self.version]
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # kernels without swap accounting
-            _write(opened[0], *files["swap"])
+        for name, value in files["extras"].items():
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # kernels without swap accounting, old ones
+                _write(opened[0], name, value)
         members = [os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder) for folder in opened]
         return Slot(self.version, opened, members, os.open(files["oom"], os.O_RDONLY, dir_fd=opened[0]))
 

@@ -7,6 +7,7 @@ import random
 import resource
 import select
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Confinement:
     landlock_abi: int  # 0: left out, which the self-test must notice
     filter: bytes  # b"": left out, which the self-test must notice
     base_bytes: int  # address space that the server takes itself
-    has_groups: bool  # control groups hold memory and processes
+    has_groups: bool  # control groups hold memory and processes; else the server grants forks
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,6 @@ class Order:
     limits: Limits
     session: bool
     uid: int  # to become in tier B; -1 to stay who we are
-    other_tasks: int  # of the same user, which the kernel counts too
     folder: str  # in tier B: with the job's files, its working directory
 
 
@@ -62,12 +62,13 @@ def confine_and_run(confinement: Confinement, order: Order, fds: tuple[int, int,
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if confinement.landlock_abi:
         _apply_landlock(confinement, scratch)
-    os.closerange(CONTROL + 1, 1 << 30)
     _set_rlimits(confinement, order)
     _seed(request.get("job_id", ""))
     _restore_signals()
+    os.closerange(GO + 1, 1 << 30)
     if confinement.filter:
-        kernel.load_filter(seccomp.for_process(confinement.filter, os.getpid()))
+        _load_filter(confinement)
+    os.close(GO)
     if order.session:
         program.serve_cells(CONTROL)
     elif "calls" in request:
@@ -113,7 +114,7 @@ def _drop_ids(confinement: Confinement, order: Order) -> None:
         os.setresgid(new, new, new)
         os.setresuid(new, new, new)
     kernel.drop_capabilities()
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0 if confinement.has_groups else 1)  # 1: the server reads its memory use
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
 def _open_standard_streams(stdin: str) -> None:
@@ -141,18 +142,31 @@ def _apply_landlock(confinement: Confinement, scratch: int) -> None:
     landlock.restrict(rules, confinement.landlock_abi)
 
 
+def _load_filter(confinement: Confinement) -> None:
+    """The descriptor of its questions goes to the server, which `GO` leads to."""
+    listener = kernel.load_filter(seccomp.for_process(confinement.filter, os.getpid()), listener=not confinement.has_groups)
+    if not confinement.has_groups:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, GO) as server:
+            socket.send_fds(server, [b"?"], [listener])
+            server.detach()
+        os.close(listener)
+
+
 def _is_folder(fd: int) -> bool:
     return os.stat(fd).st_mode & 0o170000 == 0o040000
 
 
+def memory_limit(confinement: Confinement, limits: Limits) -> int:
+    """Bytes of address space that a job may take; where nothing counts its scratch folder, that is taken off."""
+    memory = limits.memory_mb * MIB
+    uncounted = not confinement.has_groups and confinement.tier == "A"
+    return max(memory - limits.disk_mb * MIB, 16 * MIB) if uncounted else memory
+
+
 def _set_rlimits(confinement: Confinement, order: Order) -> None:
     limits = order.limits
-    memory = limits.memory_mb * MIB
-    if not confinement.has_groups and confinement.tier == "A":
-        memory = max(memory - limits.disk_mb * MIB, 16 * MIB)  # nothing else counts the scratch folder
     both = {
-        resource.RLIMIT_AS: confinement.base_bytes + memory,
-        resource.RLIMIT_NPROC: limits.processes + order.other_tasks,
+        resource.RLIMIT_AS: confinement.base_bytes + memory_limit(confinement, limits),
         resource.RLIMIT_NOFILE: 256,
         resource.RLIMIT_FSIZE: limits.disk_mb * MIB,
         resource.RLIMIT_CORE: 0,
@@ -160,6 +174,8 @@ def _set_rlimits(confinement: Confinement, order: Order) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_SIGPENDING: 256,
     }
+    if confinement.tier == "A" or order.uid >= 0:  # else the kernel counts all processes of the user
+        both[resource.RLIMIT_NPROC] = limits.processes
     if not order.session:
         both[resource.RLIMIT_CPU] = -int(-limits.cpu_s // 1)
     for name, value in both.items():

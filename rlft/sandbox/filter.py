@@ -21,10 +21,10 @@ rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimed
 alarm setitimer getitimer timer_create timer_settime timer_gettime timer_getoverrun timer_delete
 timerfd_create timerfd_settime timerfd_gettime eventfd eventfd2 signalfd signalfd4
 clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage sysinfo uname getcpu
-getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getrlimit setrlimit
+getpid gettid getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getrlimit
 sched_yield sched_get_priority_max sched_get_priority_min futex futex_waitv futex_wake futex_wait futex_requeue
 set_robust_list set_tid_address rseq arch_prctl getrandom
-fork vfork execve execveat exit exit_group wait4 waitid
+execve execveat exit exit_group wait4 waitid
 pipe pipe2 dup dup2 dup3 poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2
 recvfrom recvmsg sendmsg shutdown getsockopt getsockname getpeername
 """
@@ -40,7 +40,7 @@ iopl ioperm settimeofday clock_settime clock_adjtime adjtimex sethostname setdom
 """
 
 # The first argument must be 0: the calling process itself.
-OF_ITSELF = "getpgid getsid sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler prlimit64"
+OF_ITSELF = "getpgid getsid sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler"
 
 # Tier A has its own process ids. Elsewhere signals may go to the job's first process only, and no process may
 # leave the group that is killed at the end.
@@ -59,6 +59,7 @@ COMMANDS = [
 ]
 WORD = 0xFFFFFFFF
 NEW_NAMESPACES = 0x7E020000
+RLIMIT_AS = 9
 EPERM, ENOSYS = 1, 38
 
 
@@ -74,8 +75,11 @@ def _libseccomp() -> ModuleType:
 
 
 @cache
-def build(tier: Tier) -> bytes:
-    """The BPF program of a tier; calls that are not listed fail with EPERM, those of another machine kill."""
+def build(tier: Tier, ask: bool) -> bytes:
+    """The BPF program of a tier; calls that are not listed fail with EPERM, those of another machine kill.
+
+    With `ask` the server is asked about every fork and thread.
+    """
     sc = _libseccomp()
     rules = sc.SyscallFilter(sc.ERRNO(EPERM))
     rules.set_attr(sc.Attr.ACT_BADARCH, sc.KILL_PROCESS)
@@ -94,7 +98,15 @@ def build(tier: Tier) -> bytes:
     for name, position, values in COMMANDS:
         for value in values:
             rules.add_rule(sc.ALLOW, name, sc.Arg(position, sc.MASKED_EQ, WORD, value))
-    rules.add_rule(sc.ALLOW, "clone", sc.Arg(0, sc.MASKED_EQ, NEW_NAMESPACES, 0))
+    start = sc.NOTIFY if ask else sc.ALLOW
+    for name in ("fork", "vfork"):
+        if sc.resolve_syscall(sc.Arch.NATIVE, name) >= 0:
+            rules.add_rule(start, name)
+    rules.add_rule(start, "clone", sc.Arg(0, sc.MASKED_EQ, NEW_NAMESPACES, 0))
+    rules.add_rule(sc.ALLOW, "prlimit64", sc.Arg(0, sc.MASKED_EQ, WORD, 0), sc.Arg(2, sc.EQ, 0))  # reading
+    for number in set(range(16)) - ({RLIMIT_AS} if ask else set()):  # the server sets that one
+        rules.add_rule(sc.ALLOW, "prlimit64", sc.Arg(0, sc.MASKED_EQ, WORD, 0), sc.Arg(1, sc.MASKED_EQ, WORD, number))
+        rules.add_rule(sc.ALLOW, "setrlimit", sc.Arg(0, sc.MASKED_EQ, WORD, number))
     # Pairs of connected streams (asyncio needs one) have no address; a datagram socket could name another's.
     rules.add_rule(sc.ALLOW, "socketpair", sc.Arg(0, sc.EQ, 1), sc.Arg(1, sc.MASKED_EQ, 0xF, 1))
     rules.add_rule(sc.ALLOW, "sendto", sc.Arg(4, sc.EQ, 0))

@@ -22,13 +22,15 @@ from typing import Any
 from rlft.errors import SandboxError
 from rlft.sandbox import filter as seccomp
 from rlft.sandbox import wire
+from rlft.sandbox.namespaces import SCRATCH
 from rlft.sandbox.types import Limits, Tier
 
 START_S = 30.0
 SECOND_DEADLINE_S = 1.0  # after the server should have ended a job
 MAX_FRAMES_BYTES = 16 << 20  # of one job, or one cell
 PIPE_READS = 16
-LEFT_OUT = "RLFT_SANDBOX_LEAVE_OUT"  # "landlock" or "seccomp": for the test that the self-test then refuses
+# For tests: "landlock" or "seccomp", without which the self-test refuses; "groups", as if no control group could be written.
+LEFT_OUT = "RLFT_SANDBOX_LEAVE_OUT"
 
 # Runs without rlft's __init__ and without site: a job's process holds no more of the host than it needs.
 BOOT = """\
@@ -178,13 +180,17 @@ class Job:
             continue
 
 
+def site_folders() -> list[str]:
+    """Where the installed packages are that programs may import."""
+    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+
+
 class ForkServer:
     """One server process. `start` it, then `launch` jobs; a lost server ends all of them with ServerLost."""
 
-    def __init__(self, tier: Tier, preload: Sequence[str], groups: bool = True) -> None:
+    def __init__(self, tier: Tier, preload: Sequence[str]) -> None:
         self.tier: Tier = tier
         self.preload = tuple(preload)
-        self.groups = groups
         self.launched = 0
         self.facts: dict[str, Any] = {}
         self.jobs: dict[int, Job] = {}
@@ -215,18 +221,17 @@ class ForkServer:
         self.loop.add_reader(self.control, self._read)
 
     def _spawn(self, fd: int) -> subprocess.Popen[bytes]:
-        site = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        site = site_folders()
         python = os.path.realpath(sys.executable)
         config = {
             "control": fd,
             "parent": os.getpid(),
             "tier": self.tier,
             "preload": self.preload,
-            "groups": self.groups,
             "python": python,
             "site": site,
             "folder": self.folder,
-            "filter": seccomp.build(self.tier).hex(),
+            "filters": [seccomp.build(self.tier, ask).hex() for ask in (False, True)],
             "left_out": os.environ.get(LEFT_OUT, ""),
         }
         env = {
@@ -236,7 +241,8 @@ class ForkServer:
             "PYTHONUTF8": "1",
             "LANG": "C.UTF-8",
             "TZ": "UTC",
-            "HOME": "/tmp",
+            "HOME": SCRATCH,
+            "TMPDIR": SCRATCH,
             "PATH": os.path.dirname(python),
             **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
         }

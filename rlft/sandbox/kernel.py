@@ -8,7 +8,10 @@ import signal
 import struct
 
 # Same numbers on both machines but for the old ones.
-_OLD = {"x86_64": {"clone": 56, "pivot_root": 155, "capset": 126}, "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91}}
+_OLD = {
+    "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126, "seccomp": 317},
+    "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91, "seccomp": 277},
+}
 NUMBERS = {
     "mount_setattr": 442,
     "landlock_create_ruleset": 444,
@@ -22,7 +25,7 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
 AT_FDCWD, AT_RECURSIVE, AT_EMPTY_PATH = -100, 0x8000, 0x1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,8 +98,11 @@ def drop_capabilities() -> None:
     syscall("capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 
-def load_filter(program: bytes) -> None:
-    """Load a seccomp BPF program of 8-byte instructions; it cannot be taken off again."""
+def load_filter(program: bytes, listener: bool = False) -> int:
+    """Load a seccomp BPF program of 8-byte instructions; it cannot be taken off again.
+
+    With `listener`: a descriptor on which another process answers the calls that the program asks about.
+    """
     code = ctypes.create_string_buffer(program, len(program))
     head = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    prctl(PR_SET_SECCOMP, 2, head)
+    return syscall("seccomp", 1, 8 if listener else 0, head)  # SECCOMP_SET_MODE_FILTER, FLAG_NEW_LISTENER

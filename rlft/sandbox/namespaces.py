@@ -94,7 +94,8 @@ def _extras(top: str) -> None:
     os.makedirs(top + SCRATCH)
     os.makedirs(top + "/dev", exist_ok=True)
     os.symlink(SCRATCH, top + "/dev/shm")  # for the semaphores of multiprocessing
-    os.symlink(SCRATCH, top + "/tmp")
+    if not os.path.lexists(top + "/tmp"):  # where packages below /tmp are not shown
+        os.symlink(SCRATCH, top + "/tmp")
     with open(top + PROBE, "w", encoding="utf-8") as file:
         file.write("visible\n")
 

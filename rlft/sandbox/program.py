@@ -168,7 +168,7 @@ def _exit_code(error: SystemExit) -> int:
 
 def _remark(error: BaseException) -> dict[str, str]:
     status = "error"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         status = "oom"
     elif isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES):
         status = "denied"

@@ -44,6 +44,7 @@ class Sandbox:
         self.limits = limits or Limits()
         self.preload = tuple(preload)
         self.concurrency = concurrency or len(os.sched_getaffinity(0))
+        self._places = asyncio.Semaphore(self.concurrency)
         self._tiers: tuple[Tier, ...] = ("A", "B") if tier == "auto" else (tier,)
         self._selftest = selftest
         self._server: ForkServer | None = None
@@ -63,7 +64,6 @@ class Sandbox:
 
     async def start(self) -> None:
         """Start the server and attack it. Raises SandboxError, naming what is missing, if it does not hold."""
-        self._places = asyncio.Semaphore(self.concurrency)
         reasons = []
         for tier in self._tiers:
             server = ForkServer(tier, self.preload)
@@ -256,7 +256,7 @@ def judge(outcome: Outcome, job: Job, remark: dict[str, Any] | None) -> tuple[St
         return _judge_signal(outcome, limits)
     if outcome.code == 0:
         return "ok", ""
-    if outcome.oom and not remark:
+    if outcome.oom:
         return "oom", f"took more than {limits.memory_mb} MB of memory"
     return (remark["status"], remark["error"]) if remark else ("error", f"exit code {outcome.code}")
 
@@ -268,6 +268,7 @@ def _judge_signal(outcome: Outcome, limits: Limits) -> tuple[Status, str]:
         return "denied", "killed for a system call that the sandbox forbids"
     if number == signal.SIGKILL and outcome.oom:
         return "oom", f"took more than {limits.memory_mb} MB of memory"
-    if number in (signal.SIGKILL, signal.SIGXCPU) and outcome.cpu_s >= math.ceil(limits.cpu_s) - 0.1:
+    # The kernel counts by ticks, and less than it limits.
+    if number in (signal.SIGKILL, signal.SIGXCPU) and outcome.cpu_s >= 0.75 * math.ceil(limits.cpu_s):
         return "timeout", f"used more than {limits.cpu_s:g} s of CPU"
     return "crashed", f"killed by {name}"

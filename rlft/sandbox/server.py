@@ -20,19 +20,20 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from rlft.errors import SandboxError
 from rlft.sandbox import cgroups, kernel, landlock, namespaces
-from rlft.sandbox.child import CONTROL, GO, MIB, Confinement, Order, confine_and_run
+from rlft.sandbox.child import CONTROL, GO, MIB, Confinement, Order, confine_and_run, memory_limit
+from rlft.sandbox.forks import Family, Forks
 from rlft.sandbox.types import Limits
-from rlft.sandbox.watch import Watch
 
 MAX_MESSAGE = 65536
 SETUP_FAILED = 125
-TICK_S = 0.005  # between looks at the memory of jobs where no control group does it
+TICK_S = 0.02  # between looks at whether processes of a job have ended, where their memory is shared out
 
 
 @dataclass
@@ -45,7 +46,8 @@ class Job:
     order: Order
     slot: int
     group: cgroups.Slot | None
-    go: int  # closes when the server dies
+    go: socket.socket  # closes when the server dies; brings the listener
+    family: Family
     deadline: float  # time.monotonic(); infinite for sessions, which their client times
     why: str = ""  # it was killed
 
@@ -55,9 +57,9 @@ class Server:
 
     def __init__(self, control: socket.socket, confinement: Confinement, uids: int, groups: cgroups.Groups | None, folder: str) -> None:
         self.control, self.confinement, self.uids, self.groups, self.folder = control, confinement, uids, groups, folder
-        self.watch = Watch(confinement.place.proc, confinement.base_bytes)
+        self.forks = Forks(confinement.place.proc, confinement.base_bytes, [kernel.NUMBERS["clone"]])
         self.jobs: dict[int, Job] = {}
-        self.by_pidfd: dict[int, int] = {}
+        self.handlers: dict[int, Callable[[], None]] = {}  # by descriptor
         self.free: list[int] = []
         self.slots: list[cgroups.Slot | None] = []
         self.poll = select.epoll()
@@ -71,8 +73,8 @@ class Server:
                     if fd == self.control.fileno():
                         if not self._obey():
                             return
-                    elif fd in self.by_pidfd:
-                        self._finish(self.jobs[self.by_pidfd[fd]])
+                    elif fd in self.handlers:  # not of a job that has just ended
+                        self.handlers[fd]()
                 self._enforce()
         finally:
             for job in list(self.jobs.values()):
@@ -86,15 +88,15 @@ class Server:
             return -1
         nearest = min(job.deadline for job in self.jobs.values()) - time.monotonic()
         wait = min(max(nearest, 0.0), 60.0)
-        return wait if self.groups else min(wait, TICK_S)
+        return min(wait, TICK_S) if any(job.family.split for job in self.jobs.values()) else wait
 
     def _enforce(self) -> None:
         now = time.monotonic()
         for job in self.jobs.values():
             if now >= job.deadline and not job.why:
                 self._kill(job, "timeout")
-            elif not self.groups and not job.why and self.watch.memory_of(job.pid) > job.order.limits.memory_mb * MIB:
-                self._kill(job, "oom")
+            elif job.family.split:
+                self.forks.hand_back(job.family, lambda job=job: self._acting_as(job))
 
     def _obey(self) -> bool:
         message, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3, socket.MSG_CMSG_CLOEXEC)
@@ -127,32 +129,63 @@ class Server:
             folder = os.path.join(self.folder, str(slot))
             os.mkdir(folder)
         uid = self.uids + slot if root else os.geteuid()
-        shared = tier == "B" and not root  # its tasks count with everybody else's of this user
-        order = Order(limits, asked["session"], uid if root else -1, self.watch.tasks_of(uid) if shared else 0, folder)
+        order = Order(limits, asked["session"], uid if root else -1, folder)
         group = self.slots[slot]
         if group:
             group.set_limits(limits.memory_mb * MIB, limits.processes)
-        waiting, go = os.pipe()
+        go, waiting = socket.socketpair()
         pid, pidfd = kernel.clone(namespaces.JOB if tier == "A" else 0)
         if pid == 0:
-            os.close(go)  # it tells the child of this process's death
+            go.close()  # it tells the child of this process's death
             try:
-                confine_and_run(self.confinement, order, fds, waiting)
+                confine_and_run(self.confinement, order, fds, waiting.fileno())
             except BaseException:
                 os.write(2, f"the sandbox could not be set up: {traceback.format_exc()}".encode())
             os._exit(SETUP_FAILED)
-        os.close(waiting)
+        waiting.close()
         if tier == "A":
             namespaces.map_ids(self.confinement.place, pid, uid, uid if root else os.getegid())
         if group:
             group.attach(pid)
         deadline = float("inf") if asked["session"] else time.monotonic() + limits.wall_s
-        self.jobs[asked["start"]] = Job(asked["start"], pid, pidfd, order, slot, group, go, deadline)
-        self.by_pidfd[pidfd] = asked["start"]
-        self.poll.register(pidfd, select.EPOLLIN)
-        os.write(go, b"!")
+        family = Family(pid, -1, limits.processes, memory_limit(self.confinement, limits))
+        job = self.jobs[asked["start"]] = Job(asked["start"], pid, pidfd, order, slot, group, go, family, deadline)
+        self._handle(pidfd, lambda: self._finish(job))
+        if not self.groups:
+            self._handle(go.fileno(), lambda: self._listen(job))
+        go.send(b"!")
         if tier == "B":
             self._reply({"started": asked["start"], "pid": pid})
+
+    def _handle(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.poll.register(fd, select.EPOLLIN)
+
+    def _forget(self, fd: int) -> None:
+        if self.handlers.pop(fd, None):
+            self.poll.unregister(fd)
+
+    def _listen(self, job: Job) -> None:
+        """The child is confined and has sent where its forks ask."""
+        _, fds, _, _ = socket.recv_fds(job.go, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        self._forget(job.go.fileno())
+        if fds:
+            job.family.listener = fds[0]
+            self._handle(fds[0], lambda: self.forks.answer(job.family, lambda: self._acting_as(job)))
+
+    @contextlib.contextmanager
+    def _acting_as(self, job: Job) -> Iterator[None]:
+        """With the job's user as the real one, which lets root without CAP_SYS_RESOURCE set its limits."""
+        uid = job.order.uid
+        if uid >= 0:
+            os.setresgid(uid, 0, 0)
+            os.setresuid(uid, 0, 0)
+        try:
+            yield
+        finally:
+            if uid >= 0:
+                os.setresuid(0, 0, 0)
+                os.setresgid(0, 0, 0)
 
     def _new_slot(self) -> int:
         slot = len(self.slots)
@@ -172,10 +205,13 @@ class Server:
         _, status, usage = os.wait4(job.pid, 0)
         if self.confinement.tier == "B":
             _reap_group(job.pid)
-        self.poll.unregister(job.pidfd)
+        for fd in (job.pidfd, job.go.fileno(), job.family.listener):
+            self._forget(fd)
         os.close(job.pidfd)
-        os.close(job.go)
-        del self.by_pidfd[job.pidfd], self.jobs[job.id]
+        job.go.close()
+        if job.family.listener >= 0:
+            os.close(job.family.listener)
+        del self.jobs[job.id]
         if job.order.folder != self.folder:
             shutil.rmtree(job.order.folder)
         oom_kills = job.group.new_kills() if job.group else 0
@@ -209,6 +245,8 @@ def main() -> None:
         text = str(error) if isinstance(error, SandboxError) else f"{type(error).__name__}: {error}"
         control.send(json.dumps({"error": text[:4096]}).encode())
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)  # leaves time to end what is not this process's child
     gc.collect()
     gc.freeze()  # a collection in a child does not copy what they share
     server.serve()
@@ -238,7 +276,8 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
         os.setgroups([])
     version = _landlock_abi()
     uids = namespaces.free_uid_block() if root else -1
-    groups = cgroups.Groups.open() if config["groups"] else None
+    left_out = config["left_out"]
+    groups = None if "groups" in left_out else cgroups.Groups.open()
     paths = namespaces.visible(config["python"], config["site"])
     proc = os.open("/proc", os.O_DIRECTORY | os.O_CLOEXEC)
     if tier == "A":
@@ -249,12 +288,11 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     _raise_limits()
     place = namespaces.open_place(paths, proc)
-    left_out = config["left_out"]
     confinement = Confinement(
         tier,
         place,
         0 if "landlock" in left_out else version,
-        b"" if "seccomp" in left_out else bytes.fromhex(config["filter"]),
+        b"" if "seccomp" in left_out else bytes.fromhex(config["filters"][groups is None]),
         _address_space(place.proc),
         groups is not None,
     )
