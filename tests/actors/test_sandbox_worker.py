@@ -29,8 +29,8 @@ def work(do, **options):
     return asyncio.run(main())
 
 
-def servers():
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+def alive(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 async def until(condition):
@@ -126,12 +126,14 @@ def test_an_idle_session_gives_up_its_process_and_later_its_log():
 
 
 def test_sessions_and_scripts_outlive_the_death_of_the_sandbox_server():
+    others = psutil.Process().children()
+
     async def do(worker):
         session = await worker.open_session()
         await worker.execute(session, "x = 41")
-        (server,) = servers()
+        (server,) = alive(set(psutil.Process().children()) - set(others))
         server.send_signal(signal.SIGKILL)
-        await until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+        await until(lambda: not alive([server]))
         cell = await worker.execute(session, "x + 1")
         return cell, (await worker.run("print(1)")).stdout, await worker.stats()
 
@@ -157,15 +159,17 @@ def test_a_log_makes_the_session_again_on_another_worker():
 
 
 def test_nothing_is_left_after_close():
+    others = psutil.Process().children(recursive=True)
+
     async def do(worker):
         session = await worker.open_session()
         await worker.execute(session, "x = 1")
-        return psutil.Process().children(recursive=True)
+        return set(psutil.Process().children(recursive=True)) - set(others)
 
     children = work(do)
     assert children
     until_s = time.monotonic() + 5
-    while left := [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]:
+    while left := alive(children):
         assert time.monotonic() < until_s, left
 
 

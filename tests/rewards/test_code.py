@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlft.errors import RewardError, SandboxError, TaskError
+from rlft.rewards import code
 from rlft.rewards.code import code_tests
 from rlft.rewards.grader import spoken
 from rlft.sandbox.backends import open_sandbox
@@ -34,6 +35,9 @@ def loop():
     """One event loop, as a grading process has it: its sandbox serves all tests here."""
     with asyncio.Runner() as runner:
         yield runner
+        for opened in code._opened.pop(runner.get_loop(), {}).values():
+            if not opened.exception():
+                runner.run(opened.result().close())
 
 
 @pytest.fixture(scope="module", params=["A", "B"])
@@ -126,8 +130,8 @@ def naive_graders(solution):
     asserts = "\n".join(ASSERTS)
 
     def ran(program):
-        code = program.format(solution=solution, asserts=asserts)
-        return subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
+        text = program.format(solution=solution, asserts=asserts)
+        return subprocess.run([sys.executable, "-I", "-c", text], capture_output=True, text=True, timeout=20, stdin=subprocess.DEVNULL)
 
     paid = {
         "exit code": ran(EXIT_CODE).returncode == 0,
