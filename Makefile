@@ -40,7 +40,7 @@ READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256s
 COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: setup demo test test-unit lint mutate lock clean
+.PHONY: setup demo test test-unit test-nightly lint mutate lock clean
 
 setup: $(READY)
 
@@ -52,6 +52,9 @@ test: $(READY)
 
 test-unit: $(READY)
 	.venv/bin/pytest -m "not integration"
+
+test-nightly: $(READY)
+	.venv/bin/pytest --nightly
 
 lint: $(READY)
 	.venv/bin/ruff check .

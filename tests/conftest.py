@@ -27,6 +27,18 @@ FAMILIES = {
 MARKERS = ["<|im_start|>", "<|begin|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="run the tests marked nightly, and no others")
+
+
+def pytest_collection_modifyitems(config, items):
+    nightly = config.getoption("--nightly")
+    left_out = [item for item in items if ("nightly" in item.keywords) != nightly]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def family_tokenizer(family):
     """The starter's byte tokenizer with the special tokens, the EOS and the template of a model family."""
     template, eos = FAMILIES[family]
