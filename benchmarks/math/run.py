@@ -20,6 +20,7 @@ from rlft.rewards.math_verifier import MathVerifier
 HERE = Path(__file__).parent
 HOSTILE = HERE.parents[1] / "tests/rewards/hostile_answers.json"
 LIMIT_S = 2.0
+SLICE = 100  # pairs of one turn
 
 
 def matrix(brackets: str, *entries: int) -> str:
@@ -62,22 +63,16 @@ def pairs(number: int, seed: int) -> list[tuple[str, str]]:
     return shuffled
 
 
-def in_process(asked: list[tuple[str, str]]) -> tuple[float, list[bool]]:
-    """Seconds and verdicts of math-verify called as its users call it, with its alarms, both sides in a box."""
+def in_process(asked: list[tuple[str, str]]) -> list[bool]:
+    """math-verify called as its users call it, with its alarms, both sides in a box."""
     from math_verify import LatexExtractionConfig, parse, verify  # after rlft, so that both count with Python's integers
 
     latex = [LatexExtractionConfig(boxed_match_priority=0)]
-    started = time.perf_counter()
-    found = [bool(verify(parse(rf"\boxed{{{gold}}}", latex), parse(rf"\boxed{{{answer}}}", latex))) for answer, gold in asked]
-    return time.perf_counter() - started, found
+    return [bool(verify(parse(rf"\boxed{{{gold}}}", latex), parse(rf"\boxed{{{answer}}}", latex))) for answer, gold in asked]
 
 
-def verified(asked: list[tuple[str, str]], processes: int) -> tuple[float, list[str]]:
-    """Seconds and statuses of a verifier that has just been started."""
-    with MathVerifier(30.0, processes) as verifier:
-        started = time.perf_counter()
-        found = verifier.verify(asked)
-        return time.perf_counter() - started, [verdict.status for verdict in found]
+def correct(verifier: MathVerifier, asked: list[tuple[str, str]]) -> list[bool]:
+    return [verdict.status == "correct" for verdict in verifier.verify(asked)]
 
 
 def hostile(caps: bool) -> tuple[float, Counter[str]]:
@@ -98,16 +93,23 @@ def settled_as_text(pair: tuple[str, str]) -> bool:
 
 
 def compare(name: str, asked: list[tuple[str, str]]) -> tuple[float, str]:
-    """The ratio of throughputs with one process, and a row of the table."""
-    alone_s, plain = in_process(asked)
-    one_s, statuses = verified(asked, 1)
-    two_s, again = verified(asked, 2)
-    assert statuses == again
-    same = sum((status == "correct") == equal for status, equal in zip(statuses, plain, strict=True))
-    rates = [f"{len(asked) / seconds:.0f}" for seconds in (alone_s, one_s, two_s)]
-    ratios = [f"{alone_s / seconds:.2f}" for seconds in (one_s, two_s)]
-    shares = [f"{same / len(asked):.1%}", f"{statuses.count('correct') / len(asked):.0%}"]
-    return alone_s / one_s, " | ".join(["", name, str(len(asked)), *rates, *ratios, *shares, ""]).strip()
+    """The ratio of throughputs with one process, and a row of the table. They take turns, so that what else runs slows all alike."""
+    seconds, equal = [0.0, 0.0, 0.0], 0
+    with MathVerifier(30.0, 1) as one, MathVerifier(30.0, 2) as two:
+        for turn, start in enumerate(range(0, len(asked), SLICE)):
+            part = asked[start : start + SLICE]
+            found: list[list[bool]] = [[], [], []]
+            for which in ((turn + i) % 3 for i in range(3)):
+                started = time.perf_counter()
+                found[which] = in_process(part) if which == 0 else correct((one, two)[which - 1], part)
+                seconds[which] += time.perf_counter() - started
+            assert found[1] == found[2]
+            equal += sum(ours == theirs for ours, theirs in zip(found[1], found[0], strict=True))
+        right = one.counts["correct"]
+    rates = [f"{len(asked) / taken:.0f}" for taken in seconds]
+    ratios = [f"{seconds[0] / taken:.2f}" for taken in seconds if taken is not seconds[0]]
+    shares = [f"{equal / len(asked):.1%}", f"{right / len(asked):.0%}"]
+    return seconds[0] / seconds[1], " | ".join(["", name, str(len(asked)), *rates, *ratios, *shares, ""]).strip()
 
 
 def throughput(number: int, rounds: int) -> list[str]:
@@ -137,7 +139,7 @@ def main() -> None:
         f"`benchmarks/math/run.py {number} {rounds}` on {system}, {libraries}; load average before: {load:.1f}",
         "",
         f"Distinct pairs of {len(KINDS)} kinds in equal parts. In-process: math-verify called in the same program on the same "
-        "pairs, with its own deadlines (alarms).",
+        f"pairs, with its own deadlines (alarms), in turns of {SLICE}.",
         "",
         *throughput(number, rounds),
         "",

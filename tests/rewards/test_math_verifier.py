@@ -123,7 +123,7 @@ def test_without_caps_the_hard_ones_are_killed_at_the_deadline(integers):
     assert counted["factorial of a power"] == ("crashed" if integers == "gmpy" else "timeout")  # GMP aborts where memory ends
 
 
-@pytest.mark.integration  # nightly
+@pytest.mark.nightly
 def test_without_caps_all_hostile_answers_end_in_time(integers):
     found = grade_hostile(HOSTILE, LIMIT_S, caps=False)
     check_hostile(found, LIMIT_S)
