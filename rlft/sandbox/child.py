@@ -44,7 +44,7 @@ class Order:
 
 def confine_and_run(confinement: Confinement, order: Order, fds: tuple[int, int, int], go: int) -> None:
     """Never returns. `go` delivers one byte when the server is done with its part, and closes with the server."""
-    os.setsid()
+    os.setpgid(0, 0)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     _check_in(go)
     go = _keep_only(fds, go)
@@ -195,4 +195,3 @@ def _seed(job_id: str) -> None:
 def _restore_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)

@@ -126,8 +126,10 @@ def _export(rules: Any) -> bytes:
 
 def for_process(program: bytes, pid: int) -> bytes:
     """The program with the placeholder for the process id replaced."""
-    mine = struct.pack("<I", pid)
-    theirs = struct.pack("<I", OWN_PID)
-    return b"".join(
-        program[i : i + 4] + (mine if program[i + 4 : i + 8] == theirs else program[i + 4 : i + 8]) for i in range(0, len(program), 8)
-    )
+    mine, theirs = struct.pack("<I", pid), struct.pack("<I", OWN_PID)
+    at = program.find(theirs)
+    while at >= 0:
+        if at % 8 == 4:  # the constant of an instruction
+            program = program[:at] + mine + program[at + 4 :]
+        at = program.find(theirs, at + 1)
+    return program
