@@ -381,6 +381,7 @@ def test_a_nonce_stands_in_no_text_and_depends_on_all(texts, seed):
     nonce = make_nonce(texts, seed)
     assert not any(nonce in text for text in texts) and nonce == make_nonce(texts, seed)
     assert nonce != make_nonce([*texts, nonce], seed)  # writing it into the text changes it
+    assert nonce != make_nonce(texts, seed + 1)
 
 
 def test_the_fence_moves_when_its_nonce_is_written_into_the_text():
@@ -435,8 +436,14 @@ def test_the_same_question_is_asked_once(service):
     assert len(service.requests) == 2 and [v for v, _ in first] == pytest.approx([4 / 9] * 3) and len(second) == 2
     scores(judge(service), group("x"))
     assert len(service.requests) == 3  # another judge, another cache
-    scores(judge(service, max_tokens=7), group("x"))
-    assert len(service.requests) == 4
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 7}, {"temperature": 0.5}, {"model": "k"}, {"system": "Be fair."}, {"seed": 1}])
+def test_a_question_put_otherwise_is_another_question(service, tmp_path, change):
+    file = str(tmp_path / "replies.sqlite")
+    for options in ({}, {}, change, change):
+        scores(judge(service, cache=file, **options), group("x"))
+    assert len(service.requests) == 2
 
 
 def test_a_cache_file_outlives_the_run(service, tmp_path):
