@@ -78,7 +78,7 @@ def tasks(split: str, seed: int = 0, pairs: int = 4, together: bool = True) -> l
     return made
 
 
-def demonstrations(seed: int = 0, count: int = 51_200, near_bias: float = 0.75, far_bias: float = 0.2) -> Iterator[dict[str, str]]:
+def demonstrations(seed: int = 0, count: int = 64_000, near_bias: float = 0.6, far_bias: float = 0.2) -> Iterator[dict[str, str]]:
     """Verdicts of a judge who looks at the position: {"prompt": ..., "answer": ...}.
 
     Args:
