@@ -18,6 +18,7 @@ from rlft.sandbox.types import Limits, Tier
 
 CONTROL, GO = 3, 4
 MIB = 1 << 20
+MAX_FDS = 256
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def confine_and_run(confinement: Confinement, order: Order, fds: tuple[int, int,
     if confinement.filter:
         _load_filter(confinement)
     os.close(GO)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FDS, MAX_FDS))  # descriptors on their way count against it
     if order.session:
         program.serve_cells(CONTROL)
     elif "calls" in request:
@@ -167,7 +169,6 @@ def _set_rlimits(confinement: Confinement, order: Order) -> None:
     limits = order.limits
     both = {
         resource.RLIMIT_AS: confinement.base_bytes + memory_limit(confinement, limits),
-        resource.RLIMIT_NOFILE: 256,
         resource.RLIMIT_FSIZE: limits.disk_mb * MIB,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
@@ -195,3 +196,4 @@ def _seed(job_id: str) -> None:
 def _restore_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)

