@@ -85,10 +85,12 @@ class RewardWorker:
         return {**counts, **self._ungraded}
 
     async def close(self) -> None:
-        """End all grading processes and scorers."""
-        for scorer in self._grader.scorers.values():
-            await scorer.close()
-        await self._processes.close()
+        """End all grading processes and scorers. Raises what the first scorer raised that could not be closed."""
+        closing = [scorer.close() for scorer in self._grader.scorers.values()]
+        closed = await asyncio.gather(self._processes.close(), *closing, return_exceptions=True)
+        for error in closed:
+            if isinstance(error, BaseException):
+                raise error
 
     async def _start(self, engines: Mapping[str, Any]) -> None:
         for scorer in self._grader.scorers.values():
@@ -125,11 +127,15 @@ class RewardWorker:
         if not asked:
             return
         try:
-            async with asyncio.timeout(limit_of(rule, self._timeout_s)):
+            async with asyncio.timeout(limit_of(rule, self._timeout_s)) as limit:
                 returned = await scorer.score(replace(sheet.group, trajectories=tuple(asked.values())))
             found = verdicts(rule, returned, len(asked))
-        except TimeoutError:
-            sheet.fail(asked, place, too_slow(rule, self._timeout_s))
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            sheet.fail(asked, place, failure(rule, error))  # something that the scorer waited for was cancelled
+        except TimeoutError as error:
+            sheet.fail(asked, place, too_slow(rule, self._timeout_s) if limit.expired() else failure(rule, error))
         except Exception as error:
             sheet.fail(asked, place, failure(rule, error))
         else:
@@ -140,7 +146,7 @@ class RewardWorker:
         for place, rule in enumerate(self._grader.rules):
             if rule.kind != "group":
                 continue
-            asked = [sheet.standing() for sheet in sheets]
+            asked = [sheet.open() for sheet in sheets]
             subjects = [sheet.total(step, who) for sheet, who in zip(sheets, asked, strict=True)]
             requests = [Request({0: group}, [(0, place)] if group.trajectories else []) for group in subjects]
             for sheet, who, report in zip(sheets, asked, await self._processes.evaluate(requests), strict=True):

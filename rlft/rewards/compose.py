@@ -49,6 +49,7 @@ BUILTIN: dict[str, str] = {
     **{name: f"rlft.rewards.{module}:{name}" for module, names in _SHIPPED.items() for name in names},
     **{name: f"rlft.rewards.{path}" for name, path in _SCORERS.items()},
 }
+TAKEN = ("mean", "std")  # what metrics call the statistics of all rewards together
 RULE_KEYS = ("weight", "gate", "normalize", "clip", "on_error", "optional", "timeout_s", "memory_mb")
 
 
@@ -80,6 +81,8 @@ def compose(reward: Callable[..., Any] | Scorer | Mapping[Any, Any]) -> tuple[Te
     grader = tuple(_term(key, spec) for key, spec in table.items())
     names = [term.rule.name for term in grader]
     for name in names:
+        if name in TAKEN:
+            raise ConfigError(f"reward: {name!r} is taken by the statistic reward/{name}; give the part another name with the option 'fn'")
         if names.count(name) > 1:
             raise ConfigError(f"reward: two rewards are named {name!r}; parts are logged by name, so name one with the option 'fn'")
     return grader
@@ -105,6 +108,8 @@ def _term(key: Any, spec: Any) -> Term:
         raise ConfigError(f"{where}: {found!r} is not a function")
     given = {option: options.pop(option) for option in RULE_KEYS if option in options}
     if isinstance(found, Scorer) and not isinstance(found, type):
+        if options:
+            raise ConfigError(f"{where}: unknown options {sorted(options)}; this scorer was made already, with options of its own")
         fn, kind = found, "scorer"
     else:
         names = BUILTIN if isinstance(found, str) else {name: found}
@@ -113,6 +118,10 @@ def _term(key: Any, spec: Any) -> Term:
     own: Defaults = getattr(fn.func if isinstance(fn, functools.partial) else fn, "rlft_defaults", Defaults())
     if own.check is not None:
         own.check(**options)
+    if own.canaries and kind != "each":
+        raise ConfigError(f"{where}: canaries are texts with a grade of their own; only a reward of one trajectory can have them")
+    if inspect.iscoroutinefunction(fn.func if isinstance(fn, functools.partial) else fn) and "memory_mb" in {**own.options, **given}:
+        raise ConfigError(f"{where}: memory_mb does not apply to async rewards, which share their process while they wait")
     canaries = () if isinstance(fn, functools.partial) else own.canaries  # what is known holds for the defaults
     return Term(_rule(name, kind, {**own.options, **given}, where), fn, canaries)
 

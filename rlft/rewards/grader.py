@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -174,7 +175,8 @@ def _verdict(rule: Rule, returned: Any, where: str) -> Verdict | Failure:
         value, feedback = returned
     number = math.nan
     if not isinstance(value, (str, bytes)) and hasattr(type(value), "__float__") and getattr(value, "ndim", 0) == 0:
-        number = float(value)  # type: ignore[arg-type]
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # what is no float stays no number
+            number = float(value)  # type: ignore[arg-type]
     if not math.isfinite(number):
         raise InvalidReturn(f"reward {rule.name!r} returned {_short(returned)}{where}; expected a finite number")
     return number, feedback

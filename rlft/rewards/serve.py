@@ -94,7 +94,7 @@ def answer(
     for call in awaitables.keys() - going.keys():
         if inspect.iscoroutine(dropped := awaitables[call]):
             dropped.close()
-    return not going or _gather(going, limit_s, items, grader, loop, say)
+    return _gather(going, limit_s, items, grader, loop, say) if going else not asyncio.all_tasks(loop)
 
 
 def too_slow(rule: Rule, limit_s: float) -> Failure:
@@ -167,7 +167,7 @@ def _gather(
                 intact = False
                 why = too_slow(grader[tasks[task][1]].rule, limit_s)
                 say("failed", *tasks[task], why.cause, why.text)
-        return intact
+        return intact and asyncio.all_tasks() <= {asyncio.current_task()}  # else a reward has left something running
 
     return loop.run_until_complete(until_late())
 

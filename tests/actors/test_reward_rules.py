@@ -105,9 +105,16 @@ def test_a_shut_gate_leaves_its_own_value_only_and_the_others_unasked(tmp_path):
 
     table = {costly: 1.0, words: {"weight": 0.5, "gate": 2.0}, size: 1.0}
     graded, _ = grade(table, "one", "two words", "now three words")
-    assert [t.reward for t in graded] == [0.5, 10 + 1.0 + 3, 10 + 1.5 + 3]
-    assert [sorted(t.parts) for t in graded] == [["size", "words"], ["costly", "size", "words"], ["costly", "size", "words"]]
+    assert [t.reward for t in graded] == [0.5, 10 + 1.0 + 2, 10 + 1.5 + 2]
+    assert [sorted(t.parts) for t in graded] == [["words"], ["costly", "size", "words"], ["costly", "size", "words"]]
     assert (tmp_path / "asked").read_text().split("\n")[:-1] == ["two words", "now three words"]
+
+
+def test_a_group_reward_that_reads_a_part_is_not_broken_by_what_a_gate_kept_from_it():
+    table = {words: {"weight": 0.5, "gate": 2.0}, right: 1.0, "best_in_group": {"part": "right"}}
+    graded, stats = grade(table, "right", "two words", "three words here")
+    assert [(t.status, t.reward) for t in graded] == [("completed", 0.5), ("completed", 2.0), ("completed", 2.5)]
+    assert stats["failed"] == 0
 
 
 def test_a_value_is_normalised_in_its_group_then_clipped_then_weighted_and_logged_raw():
@@ -372,3 +379,123 @@ def test_a_reward_that_is_broken_from_the_start_grades_nothing(tmp_path, monkeyp
 def test_a_hung_answer_leaves_the_rest_of_its_batch_as_it_was():
     graded, stats = grade({misbehave: {"timeout_s": 0.3, "on_error": 0.0}, words: 0.0}, "fine", "hang", "fine")
     assert [t.reward for t in graded] == [1.0, 0.0, 1.0] and stats["killed"] == 1
+
+
+# --- what is refused before a run, and what a broken scorer or a careless reward leaves behind
+
+
+class Flat:
+    """A scorer that pays 1."""
+
+    async def start(self):
+        self.started = True
+
+    async def score(self, group):
+        return [1.0] * len(group.trajectories)
+
+    async def close(self):
+        self.started = False
+
+
+class LosesItsConnection(Flat):
+    async def score(self, group):
+        raise TimeoutError("no connection")
+
+
+class WaitsForWhatIsCancelled(Flat):
+    async def score(self, group):
+        raise asyncio.CancelledError("the batch was dropped")
+
+
+class CannotClose(Flat):
+    async def close(self):
+        raise RuntimeError("cannot close")
+
+
+def test_a_scorer_that_raises_as_if_it_were_late_or_cancelled_fails_its_group_and_says_what_it_raised():
+    for scorer, why in ((LosesItsConnection(), "TimeoutError: no connection"), (WaitsForWhatIsCancelled(), "CancelledError: the batch was")):
+        (graded,), _ = grade({scorer: 1.0}, "x")
+        assert (graded.status, graded.ungraded) == ("failed", {type(scorer).__name__: "raised"})
+        assert why in graded.error
+
+
+def test_a_caller_that_is_cancelled_while_a_scorer_works_stays_cancelled():
+    class Forever(Flat):
+        async def score(self, group):
+            working.set()
+            await asyncio.Event().wait()
+
+    async def main():
+        worker = RewardWorker({Forever(): 1.0}, 1, PATIENT_S)
+        grading = asyncio.create_task(worker.grade([group("x")]))
+        await working.wait()
+        grading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await grading
+        await worker.close()
+
+    working = asyncio.Event()
+    asyncio.run(main())
+
+
+def test_a_scorer_that_cannot_be_closed_keeps_no_process_alive():
+    async def main():
+        worker = RewardWorker({CannotClose(): 1.0, right: 1.0}, 1, PATIENT_S)
+        await worker.start()
+        zygote = worker._processes._zygote
+        assert zygote is not None and zygote.poll() is None
+        with pytest.raises(RuntimeError, match="cannot close"):
+            await worker.close()
+        assert zygote.poll() is not None
+
+    asyncio.run(main())
+
+
+def test_a_process_in_which_a_reward_left_a_task_running_is_not_used_again():
+    async def leaves(task, trajectory):
+        """Pays 1 where nothing of an earlier call is left on its loop."""
+        others = len(asyncio.all_tasks())
+        if trajectory.text == "leave":
+            asyncio.get_running_loop().create_task(asyncio.Event().wait())
+        return float(others)
+
+    async def main():
+        worker = RewardWorker({leaves: 1.0}, 1, PATIENT_S)
+        try:
+            return [(await worker.grade([group(text)]))[0].trajectories[0].reward for text in ("clean", "leave", "clean")]
+        finally:
+            await worker.close()
+
+    first, _, after = asyncio.run(main())
+    assert after == first
+
+
+async def waits(task, trajectory):
+    return 1.0
+
+
+@defaults(canaries=[Canary(TASK, "right", 1.0)])
+def of_group(group):
+    return [1.0] * len(group.trajectories)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({Flat(): {"flavour": "mild"}}, r"unknown options \['flavour'\]"),
+        ({waits: {"memory_mb": 50}}, "memory_mb does not apply to async rewards"),
+        ({of_group: 1.0}, "only a reward of one trajectory can have them"),
+        ({"mean": {"fn": "exact_match"}}, "'mean' is taken by the statistic reward/mean"),
+    ],
+)
+def test_what_would_have_no_effect_or_break_a_run_later_is_refused_before(table, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(table)
+
+
+def test_a_number_beyond_the_range_of_floats_is_an_invalid_verdict():
+    def astronomic(task, trajectory):
+        return 10**400
+
+    (graded,), _ = grade(astronomic, "x")
+    assert graded.ungraded == {"astronomic": "invalid"}
