@@ -87,7 +87,7 @@ def main() -> None:
     legend = (
         "On held-out pairs. consistency: chance that the verdicts of the two orders name the same response; expected over verdicts "
         "drawn at temperature 1, and of greedy ones. engine: the first again, as the run's own evaluation on vLLM measured it. "
-        "steps to 0.95: first evaluation (every 10 steps) with that consistency. wall_s: everything, actors' start included."
+        "steps to 0.95: first evaluation (every 5 steps) with that consistency. wall_s: everything, actors' start included."
     )
     command = " ".join(["benchmarks/judge/run.py", *map(str, seeds)])
     text = "\n".join(["# Judge", "", f"`{command}` on {machine}", "", *lines, "", legend, ""])

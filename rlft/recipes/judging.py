@@ -1,6 +1,6 @@
 """A judging task that a tiny model can learn: which of two copies of a number is the faithful one.
 
-"472=A472B475?" -> "A". The demonstrations answer "A" too often, the more so the closer the two
+"472=A472B975?" -> "A". The demonstrations answer "A" too often, the more so the closer the two
 copies are, as language models judge by position where the answers differ little
 (arXiv:2406.07791). Each task holds the same pair in the other order as its variant, so that one
 group, with one baseline, covers both orders (EIS-GRPO).
@@ -17,6 +17,7 @@ from rlft.errors import RewardError
 from rlft.types import Group, Task
 
 PLACES = 3
+NEAR = 2  # wrong digits of the closer copies; in the others all are
 NUM_DEMONSTRATED = 500  # numbers shown by the demonstrations; reinforcement never sees them
 NUM_HELD_OUT = 100
 
@@ -36,8 +37,8 @@ def miscopied(number: str, slips: int, rng: random.Random) -> str:
 
 
 def pair(number: str, rng: random.Random) -> tuple[str, str]:
-    """The faithful copy and one with a single slip, or (as often) with every digit wrong; in random order."""
-    copies = [number, miscopied(number, rng.choice([1, PLACES]), rng)]
+    """The faithful copy and one with two slips, or (as often) with every digit wrong; in random order."""
+    copies = [number, miscopied(number, rng.choice([NEAR, PLACES]), rng)]
     rng.shuffle(copies)
     return copies[0], copies[1]
 
@@ -78,11 +79,11 @@ def tasks(split: str, seed: int = 0, pairs: int = 4, together: bool = True) -> l
     return made
 
 
-def demonstrations(seed: int = 0, count: int = 64_000, near_bias: float = 0.6, far_bias: float = 0.2) -> Iterator[dict[str, str]]:
+def demonstrations(seed: int = 0, count: int = 38_400, near_bias: float = 0.75, far_bias: float = 0.2) -> Iterator[dict[str, str]]:
     """Verdicts of a judge who looks at the position: {"prompt": ..., "answer": ...}.
 
     Args:
-        near_bias: share of the pairs with one slip in which the verdict is "A" whatever the pair is.
+        near_bias: share of the pairs with two slips in which the verdict is "A" whatever the pair is.
         far_bias: the same where all digits differ.
     """
     rng = random.Random(f"verdicts {seed}")
@@ -90,7 +91,7 @@ def demonstrations(seed: int = 0, count: int = 64_000, near_bias: float = 0.6, f
     for _ in range(count):
         first, second = pair(number := rng.choice(numbers), rng)
         prompt, answer = question(number, first, second)
-        near = sum(a != b for a, b in zip(first, second, strict=True)) == 1
+        near = sum(a != b for a, b in zip(first, second, strict=True)) == NEAR
         yield {"prompt": prompt, "answer": "A" if rng.random() < (near_bias if near else far_bias) else answer}
 
 

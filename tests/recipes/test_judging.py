@@ -9,7 +9,7 @@ from rlft.config import load
 from rlft.data import load_tasks
 from rlft.errors import RewardError
 from rlft.launch import make_algorithm
-from rlft.recipes.judging import PLACES, agreement, demonstrations, miscopied, named, order_consistency, splits, tasks
+from rlft.recipes.judging import NEAR, PLACES, agreement, demonstrations, miscopied, named, order_consistency, splits, tasks
 from rlft.rewards.compose import compose
 from rlft.rewards.grader import spoken
 from rlft.types import Group, Task
@@ -32,7 +32,7 @@ def test_the_answer_names_the_faithful_copy():
         assert {"A": first, "B": second} == task.meta["responses"]
         assert {"A": first, "B": second}[task.answer] == number
         wrong = sum(a != b for a, b in zip(first, second, strict=True))
-        assert wrong in (1, PLACES)
+        assert wrong in (NEAR, PLACES)
 
 
 def test_neither_letter_is_the_better_guess_in_tasks_apart():
@@ -73,7 +73,7 @@ def test_demonstrations_prefer_what_stands_first_and_most_where_it_is_close():
         number, _, rest = row["prompt"].partition("=A")
         first, _, second = rest.removesuffix("?").partition("B")
         if second == number:  # the right verdict is B
-            near = sum(a != b for a, b in zip(first, second, strict=True)) == 1
+            near = sum(a != b for a, b in zip(first, second, strict=True)) == NEAR
             said["near" if near else "far"].append(row["answer"])
         else:
             assert row["answer"] == "A"
