@@ -63,6 +63,10 @@ class Slot:
             _write(self.folders[-1], "pids.max", str(processes))
             self.limits = (memory_bytes, processes)
 
+    def close(self) -> None:
+        for fd in (*self.folders, *self.members, self.oom):
+            os.close(fd)
+
     def attach(self, pid: int) -> None:
         for fd in self.members:
             os.write(fd, str(pid).encode())

@@ -13,6 +13,7 @@ from rlft.sandbox import kernel
 JOB = kernel.CLONE_NEWUSER | kernel.CLONE_NEWPID | kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
 SCRATCH = "/job/tmp"
 PROBE = "/not-for-jobs"  # in the root, but in no Landlock rule: only Landlock hides it
+UIDS = 1000  # as root, of one server
 INSIDE = 1000  # user and group id that a job sees
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
@@ -141,11 +142,11 @@ def mount_scratch(disk_mb: int, files: int) -> None:
     kernel.mount("scratch", SCRATCH, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
 
 
-def free_uid_block(size: int = 256) -> int:
-    """First of `size` user ids that no other sandbox of this machine takes, held by a socket's name until this process ends."""
+def free_uid_block() -> int:
+    """First of UIDS user ids that no other sandbox of this machine takes, held by a socket's name until this process ends."""
     import socket
 
-    for first in range(20000, 60000, size):
+    for first in range(20000, 60000, UIDS):
         holder = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(OSError):
             holder.bind(f"\0rlft-sandbox-uids-{first}")

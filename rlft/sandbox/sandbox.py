@@ -153,6 +153,8 @@ class Sandbox:
             deadline = started + limits.wall_s + SECOND_DEADLINE_S
             outcome = await self._outcome(server, job, sending, deadline)
             wall_s = time.monotonic() - started
+            if outcome.why == "lost":
+                raise ServerLost("the sandbox server could not start a job; its standard error says why")
             job.read_rest()
             return job, outcome, wall_s
         finally:

@@ -88,7 +88,7 @@ class Server:
         finally:
             for job in list(self.jobs.values()):
                 self._kill(job, "closed")
-                self._finish(job)
+                self._finish(job, tell=False)  # the client learns it from the end of the stream
             if self.groups:
                 self.groups.close()
             if self.confinement.tier == "B":
@@ -132,18 +132,24 @@ class Server:
             self.control.send(json.dumps(message).encode())
 
     def _start(self, asked: dict[str, Any], fds: tuple[int, int, int]) -> None:
+        slot = -1
+        try:
+            slot = self.free.pop() if self.free else self._new_slot()
+            self._launch(asked, fds, slot)
+        except OSError as error:  # nothing has been started
+            traceback.print_exception(error)
+            self.free += [slot] if slot >= 0 else []
+            self._reply({"done": asked["start"], "code": -signal.SIGKILL, "cpu_s": 0.0, "oom": False, "why": "lost"})
+
+    def _launch(self, asked: dict[str, Any], fds: tuple[int, int, int], slot: int) -> None:
         limits = Limits(**asked["limits"])
         tier, root = self.confinement.tier, self.uids >= 0
-        slot = self.free.pop() if self.free else self._new_slot()
-        folder = self.folder
-        if tier == "B" and asked["files"]:
-            folder = os.path.join(self.folder, str(slot))
-            os.mkdir(folder)
+        folder = os.path.join(self.folder, str(slot)) if tier == "B" and asked["files"] else self.folder
         uid = self.uids + slot if root else os.geteuid()
         order = Order(limits, asked["session"], uid if root else -1, folder)
-        group = self.slots[slot]
-        if group:
-            group.set_limits(limits.memory_mb * MIB, limits.processes)
+        group = self._group_for(slot, limits)
+        if folder != self.folder:
+            os.mkdir(folder)
         go, waiting = socket.socketpair()
         pid, pidfd = kernel.clone(namespaces.JOB if tier == "A" else 0)
         if pid == 0:
@@ -154,19 +160,36 @@ class Server:
                 os.write(2, f"the sandbox could not be set up: {traceback.format_exc()}".encode())
             os._exit(SETUP_FAILED)
         waiting.close()
-        if tier == "A":
-            namespaces.map_ids(self.confinement.place, pid, uid, uid if root else os.getegid())
-        if group:
-            group.attach(pid)
         deadline = float("inf") if asked["session"] else time.monotonic() + limits.wall_s
         family = Family(pid, -1, limits.processes, memory_limit(self.confinement, limits))
         job = self.jobs[asked["start"]] = Job(asked["start"], pid, pidfd, order, slot, group, go, family, deadline)
         self._handle(pidfd, lambda: self._finish(job))
         if not self.groups:
             self._handle(go.fileno(), lambda: self._listen(job))
-        go.send(b"!")
+        try:
+            if tier == "A":
+                namespaces.map_ids(self.confinement.place, pid, uid, uid if root else os.getegid())
+            if group:
+                group.attach(pid)
+            go.send(b"!")
+        except OSError as error:
+            traceback.print_exception(error)
+            self._kill(job, "lost")
         if tier == "B":
             self._reply({"started": asked["start"], "pid": pid})
+
+    def _group_for(self, slot: int, limits: Limits) -> cgroups.Slot | None:
+        """The slot's groups with the limits; new ones if the kernel still counts an earlier job in the old."""
+        group = self.slots[slot]
+        if group is None or self.groups is None:
+            return None
+        try:
+            group.set_limits(limits.memory_mb * MIB, limits.processes)
+        except OSError:
+            group.close()
+            group = self.slots[slot] = self.groups.slot(f"slot-{slot}-{time.monotonic_ns()}")
+            group.set_limits(limits.memory_mb * MIB, limits.processes)
+        return group
 
     def _handle(self, fd: int, handler: Callable[[], None]) -> None:
         self.handlers[fd] = handler
@@ -200,6 +223,8 @@ class Server:
 
     def _new_slot(self) -> int:
         slot = len(self.slots)
+        if self.uids >= 0 and slot >= namespaces.UIDS:
+            raise OSError(f"more than {namespaces.UIDS} sessions and jobs at once; as root each has a user id of its own")
         self.slots.append(self.groups.slot(f"slot-{slot}") if self.groups else None)
         return slot
 
@@ -208,7 +233,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(job.pidfd, signal.SIGKILL)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Job, tell: bool = True) -> None:
         """Take leave of a job whose first process has ended; what else is left of it ends here."""
         if self.confinement.tier == "B":
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -229,7 +254,8 @@ class Server:
         self.free.append(job.slot)
         code = os.waitstatus_to_exitcode(status)
         cpu_s = usage.ru_utime + usage.ru_stime
-        self._reply({"done": job.id, "code": code, "cpu_s": cpu_s, "oom": bool(oom_kills), "why": job.why})
+        if tell:
+            self._reply({"done": job.id, "code": code, "cpu_s": cpu_s, "oom": bool(oom_kills), "why": job.why})
 
 
 def _reap_group(group: int) -> None:

@@ -125,7 +125,7 @@ def descendants(root):
     """Process ids of everything below a process, zombies left out."""
     parents = {}
     for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it has just ended
             if name.isdigit():
                 state, parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[:2]
                 if state != "Z":

@@ -24,7 +24,7 @@ def zombies():
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             state, parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[:2]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue
         found += [name] if state == "Z" and int(parent) == os.getpid() else []
     return found

@@ -212,7 +212,7 @@ def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         gone = True
     return not gone
 
@@ -293,3 +293,28 @@ def test_writing_to_every_descriptor_disturbs_no_other_job(box):
     assert {result.status for result in results[:3]} <= {"error", "output_limit"}
     assert results[13][0].status == "error"
     assert box.sandbox.facts["pid"] == server
+
+
+def test_a_server_that_cannot_start_a_job_goes_on(tier):
+    if os.geteuid():
+        pytest.skip("the failure is made by removing control groups, as root")
+    from rlft.sandbox.cgroups import find
+
+    if find() is None:
+        pytest.skip("no control groups to write to")
+
+    async def play():
+        sandbox = Sandbox(tier=tier, selftest=False, concurrency=1)
+        await sandbox.start()
+        try:
+            assert (await sandbox.run("print(1)")).stdout == "1\n"
+            for folder in find()[1]:
+                os.rmdir(f"{folder}/rlft-sandbox-{sandbox.facts['pid']}/slot-0")
+            pid = sandbox.facts["pid"]
+            again = await sandbox.run("print(2)", limits=replace(LIMITS, memory_mb=100))
+            return pid == sandbox.facts["pid"], again
+        finally:
+            await sandbox.close()
+
+    same_server, again = asyncio.run(play())
+    assert same_server and again.stdout == "2\n"
