@@ -17,12 +17,19 @@ _STATED = re.compile(
 )
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s{0,3}\{([^{}]*)\}")
 _LIST = re.compile(
-    r"(?:options?\s|choices?\s|either\s|both\s)?[(\[]?([A-Z])\b[)\]]?(?P<more>(?:(?:\s{0,2}(?:,|;|/|&|\+|\band\b|\bor\b)\s{0,2}){1,2}|\s{1,3}|(?=[(\[]))"
+    r"(?:options?\s|choices?\s|either\s|both\s)?[(\[]?([A-Z])\b[)\]]?(?P<more>(?:(?:\s{0,2}(?:,|;|/|\||&|\+|\band\b|\bn?or\b)\s{0,2}){1,2}|\s{1,3}|(?=[(\[]))"
     r"[(\[]?[A-Z](?![A-Za-z0-9'])[)\]]?)?"
 )
+_DENIAL = (
+    r"(?:\b(?:not|nor|neither|never|except|cannot)|n['\u2019]t)\b"
+    r"(?:\s{1,3}(?:be|the|an?|option|choice|answer)\b){0,3}[\s:]{1,3}[(\[*\"']{0,3}"
+)
+_DENIED = re.compile(_DENIAL + r"(?=(?P<denied>[^\n]{0,300}))")  # at the start of what is stated
+_DENIED_LAST = re.compile(_DENIAL + "$")  # right before the letter
+_GOLD = re.compile(r"[(\[]?([A-Za-z])[)\].:]{1,2}\s{1,4}(\S.*)", re.DOTALL)  # "B) Paris"
 _ENUMERATED = re.compile(r"[(\[]?([A-Z])[)\].:]{1,2}\s")
 _AT_END = re.compile(
-    r"(?P<before>[A-Z][)\]]?\s{0,2}(?:,|;|/|&|\+|\band\b|\bor\b|\s)\s{0,2}(?:and\s|or\s)?)?(?<![A-Za-z0-9'])[(\[]?(?P<last>[A-Z])[)\]]?$"
+    r"(?P<before>(?<![A-Za-z0-9'])[A-Z][)\]]?\s{0,2}(?:,|;|/|\||&|\+|-|\u2013|\band\b|\bn?or\b|\s)\s{0,2}(?:and\s|n?or\s)?)?(?<![A-Za-z0-9'])[(\[]?(?P<last>[A-Z])[)\]]?$"
 )
 
 
@@ -35,7 +42,7 @@ def multiple_choice(task: Task, trajectory: Trajectory) -> tuple[float, str]:
     {"A": text}, the text of an option names it too, and a letter with the text of another one is wrong.
 
     Raises:
-        TaskError: the answer of the task is neither a letter, nor the text or the place (an int from 0) of a known option.
+        TaskError: the answer of the task is neither a letter ("B", "B) text"), nor the text or the place (an int from 0) of a known option.
     """
     options = _options(task)
     right = _gold_letter(task, options)
@@ -56,6 +63,9 @@ def stated_choice(text: str, options: Mapping[str, str] | None = None) -> str:
     for match in _STATED.finditer(text, place):
         if not match["said"].lstrip("$ ").startswith((r"\boxed", "<answer>")):
             named = _named(match["said"], known)
+            denied = _DENIED.match(match["said"].lstrip())
+            if denied and letter and _named(denied["denied"], known) == letter:
+                named = ""  # what was named before is taken back
             letter = letter if named is None else named
     return _of_last_line(text, known) if letter is None else letter
 
@@ -73,7 +83,8 @@ def _named(words: str, options: Mapping[str, str]) -> str | None:
     """The one option that a few words name: a letter, a letter with its text, or the text. "" for several, None for none."""
     bare = _bare(words)
     by_text = [letter for letter, text in options.items() if _plain(text) == _plain(bare)]
-    alone = bare.upper() if len(bare) == 1 and bare.isascii() and bare.isalpha() else ""
+    is_label = bare.upper() in options or (len(bare) == 1 and bare.isascii() and bare.isalpha())
+    alone = bare.upper() if is_label else ""
     if by_text and alone not in options:
         return by_text[0] if len(by_text) == 1 else ""
     listed = _LIST.match(bare)
@@ -99,7 +110,8 @@ def _of_last_line(text: str, options: Mapping[str, str]) -> str:
         enumerated = {match[1] for line in lines if (match := _ENUMERATED.match(line) or re.fullmatch("([A-Z])", line))}
         return (_named(last, options) or "") if enumerated == {head[1]} else ""
     at_end = _AT_END.search(last[-200:])
-    letter = "" if at_end is None or at_end["before"] else at_end["last"]
+    denied = at_end is not None and _DENIED_LAST.search(last[-200:][: at_end.start("last")])
+    letter = "" if at_end is None or at_end["before"] or denied else at_end["last"]
     return letter if not options or letter in options else ""
 
 
@@ -135,6 +147,10 @@ def _gold_letter(task: Task, options: Mapping[str, str]) -> str:
     letter = str(answer).strip().strip("()[].").upper()
     if letter in options or (not options and len(letter) == 1 and letter in ascii_uppercase):
         return letter
+    if lettered := _GOLD.fullmatch(str(answer).strip()):
+        letter = lettered[1].upper()
+        if not options or _plain(options.get(letter, "")) == _plain(lettered[2]):
+            return letter
     by_text = [key for key, text in options.items() if _plain(text) == _plain(str(answer))]
     if len(by_text) != 1:
         raise TaskError(f"multiple_choice: the answer {short(answer)} of task {task.id!r} names no single option")

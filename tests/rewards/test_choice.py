@@ -138,3 +138,37 @@ def test_long_texts_made_to_hurt_do_not(piece):
     started = time.perf_counter()
     graded(piece * (200_000 // len(piece)), options=OPTIONS)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["The answer is not B", "I cannot tell. It is certainly not B.", "The answer isn't (B)", "anything except option B", "neither A nor B",
+     "The answer is B. The answer is not B.", "<answer>not B</answer>", "A|B", "A - B", "Answer: A|B"],
+)  # fmt: skip
+def test_an_option_that_is_denied_or_stands_beside_another_is_not_named(text):
+    assert stated_choice(text) == ""
+    assert graded(text, "B", options=OPTIONS) == 0.0
+
+
+@pytest.mark.parametrize(
+    "text", ["The answer is B, not A.", "The answer is not A.\nIt is B", "The answer is B. The answer is not A.", "ANSWER B"]
+)
+def test_denying_another_option_takes_nothing_back(text):
+    assert stated_choice(text) == "B"
+
+
+@pytest.mark.parametrize("text", ["2", "(2)", "The answer is 2.", r"\boxed{2}", "<answer>2</answer>", "y"])
+def test_labels_may_be_digits_as_in_arc(text):
+    choices = {"label": ["1", "2", "3"], "text": ["x", "y", "z"]}
+    assert [graded(text, label, choices=choices) for label in choices["label"]] == [0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("answer", ["B) Paris", "B. Paris", "(B) Paris", "b: Paris"])
+def test_a_gold_answer_may_be_a_letter_with_its_text(answer):
+    assert (graded("B", answer), graded("A", answer)) == (1.0, 0.0)
+    assert (graded("B", answer, options=OPTIONS), graded("A", answer, options=OPTIONS)) == (1.0, 0.0)
+
+
+def test_a_gold_letter_with_the_text_of_another_option_is_a_broken_task():
+    with pytest.raises(TaskError, match="names no single option"):
+        graded("B", "B) Rome", options=OPTIONS)
