@@ -56,6 +56,9 @@ class Guards:
             self._best = (mean, reach, since)
             return self._news([], ("drift",))
         best, its_reach, before = self._best
+        if not before:  # the best was before any training: what came first after it is what parts rise from
+            before = since
+            self._best = (best, its_reach, since)
         fell = best - mean > self._config.drift_fall + max(reach, its_reach)
         risen = [part for part, values in since.items() if fell and before.get(part) and _rose(before[part], values)]
         advice = f"while held-out fell from {best:.4g} to {mean:.4g}: look at stored rollouts for what is being rewarded"

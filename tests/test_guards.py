@@ -59,6 +59,20 @@ def test_nothing_else_is_called_drift(held_out, part):
     assert drift_alarms(held_out, part) == []
 
 
+def test_a_part_that_rises_while_held_out_only_falls_from_before_training_on_sounds_too():
+    def alarms(held_out):
+        guards = Guards(GuardsConfig())
+        found = guards.evaluation(0, {"mean": 0.5, "low": 0.48, "high": 0.52})
+        for stretch, score in enumerate(held_out):
+            for step in range(10):
+                guards.step(10 * stretch + step + 1, {"reward/model": 0.1 * stretch + 0.01 * (step % 2)})
+            found += guards.evaluation(10 * (stretch + 1), {"mean": score, "low": score - 0.02, "high": score + 0.02})
+        return [(alarm.name, alarm.key, alarm.step) for alarm in found]
+
+    assert alarms([0.4, 0.3, 0.2]) == [("drift", "reward/model", 20)]
+    assert alarms([0.5, 0.5, 0.5]) == []
+
+
 def test_alarms_are_stored_counted_and_stop_the_run_that_asks_for_it(tmp_path):
     def tracker(name, **guards):
         config = rlft.config.validate({"model": "m", "steps": 4, "guards": guards})
