@@ -97,7 +97,7 @@ async def check(config: RunConfig, plan: Plan) -> bool:
         paid = await pay(worker, cards)
     finally:
         await worker.close()
-    relative = any(term.rule.normalize == "group" for term in terms)
+    relative = any(term.rule.normalize == "group" or term.rule.kind == "group" for term in terms)
     findings = find(paid, relative)
     _show(paid, findings, [term.rule.name for term in terms], say)
     return not (findings.below or findings.as_gold or (plan.strict and findings.lenient))
@@ -127,7 +127,7 @@ def find(paid: Sequence[Paid], relative: bool = False) -> Findings:
 
     Args:
         paid: in the order of tasks.
-        relative: rewards are normalised within their group, so gold answers of different tasks do not compare.
+        relative: rewards come from comparison within a group, so gold answers of different tasks do not compare.
     """
     golds = {case.task_id: case for case in paid if case.probe.kind == GOLD}
     best = max((case.reward for case in golds.values() if not math.isnan(case.reward)), default=math.nan)

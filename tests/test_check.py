@@ -52,6 +52,10 @@ def solves(task, trajectory):
 
 def rank(group):
     return [t.parts["exact"] - 0.5 for t in group.trajectories]
+
+
+def by_group(group):
+    return [t.parts["exact"] * int(t.task.id) / 100 for t in group.trajectories]
 '''
 
 
@@ -80,6 +84,11 @@ def test_a_sound_reward_passes_and_the_table_shows_what_it_pays(folder):
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in said.splitlines() if len(cells := line.split("│")) > 3}
     assert rows["gold"] == ["6", "0", "2.5", "2.5", "", "1", "0.5"]
     assert rows["one character changed"] == ["6", "0", "-0.5", "-0.5", "0%", "0", "-0.5"]
+
+
+def test_what_gold_earns_by_comparison_within_its_group_need_not_be_the_same_for_all_tasks(folder):
+    sound, said = ran({f"{folder}:exact": 1.0, f"{folder}:by_group": 0.1})
+    assert sound and "maximum" not in said
 
 
 @pytest.mark.parametrize(
