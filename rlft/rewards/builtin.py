@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Literal
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
+from rlft.rewards.extract import gold, short
 from rlft.types import Task, Trajectory
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -24,8 +25,11 @@ def exact_match(task: Task, trajectory: Trajectory, *, case: bool = True) -> flo
 
     Args:
         case: whether upper and lower case differ.
+
+    Raises:
+        TaskError: there is no answer, or it is a list or a table.
     """
-    text, answer = _text(trajectory).strip(), str(_answer(task)).strip()
+    text, answer = _text(trajectory).strip(), str(_answer(task, "exact_match")).strip()
     return float(text == answer if case else text.casefold() == answer.casefold())
 
 
@@ -36,11 +40,11 @@ def number_match(task: Task, trajectory: Trajectory, *, rel_tol: float = 1e-12, 
     not a sign. Numbers are compared as floats: at the default tolerance whole numbers below 1e12 exactly.
 
     Raises:
-        RewardError: the answer holds no finite number.
+        TaskError: the answer holds no finite number.
     """
-    expected = _last_number(str(_answer(task)))
+    expected = _last_number(str(_answer(task, "number_match")))
     if expected is None or not math.isfinite(expected):
-        raise RewardError(f"number_match: the answer {task.answer!r} of task {task.id!r} holds no finite number")
+        raise TaskError(f"number_match: the answer {task.answer!r} of task {task.id!r} holds no finite number")
     found = _last_number(_text(trajectory))
     return float(found is not None and math.isclose(found, expected, rel_tol=rel_tol, abs_tol=abs_tol))
 
@@ -64,10 +68,10 @@ def format_tags(task: Task, trajectory: Trajectory, *, tags: Sequence[str]) -> f
     """1 if every tag is opened and closed exactly once, one after the other in the given order; else 0.
 
     Raises:
-        RewardError: `tags` is one text instead of a list of them.
+        RewardError: `tags` is one text instead of a list of them, or names none.
     """
-    if isinstance(tags, str):
-        raise RewardError(f"format_tags: tags {tags!r}; expected a list such as {[tags]!r}")
+    if isinstance(tags, str) or not tags:
+        raise RewardError(f"format_tags: tags {tags!r}; expected a list such as {[tags or 'answer']!r}")
     any_tag = "|".join(re.escape(tag) for tag in tags)
     expected = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
     return float(re.findall(rf"</?(?:{any_tag})>", _text(trajectory)) == expected)
@@ -104,10 +108,11 @@ def _text(trajectory: Trajectory) -> str:
     return trajectory.text if isinstance(trajectory.text, str) else ""
 
 
-def _answer(task: Task) -> object:
-    if task.answer is None:
-        raise RewardError(f"task {task.id!r} has no answer to compare with; set data.answer to the field that holds it")
-    return task.answer
+def _answer(task: Task, reward: str) -> object:
+    answer = gold(task, reward)
+    if isinstance(answer, (list, tuple, dict)):
+        raise TaskError(f"{reward}: the answer {short(answer)} of task {task.id!r} is no single text or number; use set_match for several")
+    return answer
 
 
 def _last_number(text: str) -> float | None:

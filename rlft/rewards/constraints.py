@@ -30,7 +30,7 @@ _TOKEN = re.compile(r"[^\W\d_](?:[\w'\u2019.-]*\w)?")
 
 
 def keywords_exist(text: str, *, keywords: list[str]) -> bool:
-    return all(_count(text, keyword) > 0 for keyword in keywords)
+    return all(_count(text, keyword) > 0 for keyword in _words(keywords))
 
 
 def keyword_frequency(text: str, *, keyword: str, frequency: int, relation: str) -> bool:
@@ -38,7 +38,7 @@ def keyword_frequency(text: str, *, keyword: str, frequency: int, relation: str)
 
 
 def no_forbidden_words(text: str, *, forbidden_words: list[str]) -> bool:
-    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in forbidden_words)
+    return not any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in _words(forbidden_words))
 
 
 def letter_frequency(text: str, *, letter: str, let_frequency: int, let_relation: str) -> bool:
@@ -174,6 +174,12 @@ def count_sentences(text: str) -> int:
         count += bool(_WORD.search(text, start, match.start()))
         start = match.end()
     return count + bool(_WORD.search(text, start))
+
+
+def _words(given: list[str]) -> list[str]:
+    if isinstance(given, str) or not all(isinstance(word, str) and word for word in given):
+        raise TaskError(f"instructions: keywords {short(given)}; expected a list of texts")
+    return given
 
 
 def _count(text: str, keyword: str) -> int:

@@ -89,7 +89,7 @@ def _plain(text: str) -> str:
 def _problem(task: Task) -> tuple[list[int], int]:
     answer = given_json(task.answer)
     given: Mapping[str, Any] = answer if isinstance(answer, Mapping) else task.meta
-    numbers, target = given.get("numbers", given.get("nums")), given.get("target")
+    numbers, target = given_json(given.get("numbers", given.get("nums"))), given.get("target")
     try:
         return [_whole(number) for number in numbers or ()] or [_whole(None)], _whole(target)
     except (TypeError, ValueError):

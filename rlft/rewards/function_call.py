@@ -96,7 +96,7 @@ def _said_calls(trajectory: Trajectory) -> list[Call]:
     message = trajectory.turns[-1].action if trajectory.turns else {}
     if message.get("tool_calls"):
         listed = message["tool_calls"] if isinstance(message["tool_calls"], (list, tuple)) else [message["tool_calls"]]
-        return [_call(item.get("function", item) if isinstance(item, Mapping) else item) for item in listed]
+        return [_call(item) for item in listed]
     text = said(trajectory)
     if "<tool_call>" in text:
         inside = [part.partition("</tool_call>") for part in text.split("<tool_call>")[1:]]
@@ -114,6 +114,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _call(value: Any) -> Call:
     """Raises ValueError."""
+    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):  # as in a message's tool_calls
+        value = value["function"]
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
         raise ValueError(f"{short(value)} is no call; expected an object with name and arguments")
     arguments = value.get("arguments", value.get("parameters"))
@@ -135,8 +137,16 @@ def _tools(task: Task) -> dict[str, frozenset[str]]:
         function = tool.get("function", tool) if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise TaskError(f"function_call: tool {short(tool)} of task {task.id!r} is not in the OpenAI format")
-        tools[function["name"]] = frozenset((function.get("parameters") or {}).get("properties") or {})
+        tools[function["name"]] = _parameters(given_json(function.get("parameters")))
     return tools
+
+
+def _parameters(given: Any) -> frozenset[str]:
+    """Names of a tool's parameters: of a JSON schema's properties, or the keys of a table of descriptions, as in xLAM's data."""
+    if not isinstance(given, Mapping):
+        return frozenset()
+    is_schema = "properties" in given or not all(isinstance(about, Mapping) for about in given.values())
+    return frozenset((given.get("properties") or {}) if is_schema else given)
 
 
 def _gold_calls(task: Task, tools: Mapping[str, frozenset[str]]) -> list[Call]:

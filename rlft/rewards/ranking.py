@@ -185,13 +185,15 @@ def _ids(text: str) -> list[str]:
 def _ideal(task: Task) -> tuple[list[str], dict[str, float]]:
     answer, relevant = given_json(gold(task, "ranking")), given_json(task.meta.get("relevant"))
     if isinstance(answer, Mapping):
-        gains = {str(item): float(gain) for item, gain in answer.items()}
+        gains = _gains(answer, task)
         ideal = sorted(gains, key=lambda item: -gains[item])
     else:
         ideal = _ids(answer) if isinstance(answer, str) else [str(item) for item in answer] if isinstance(answer, Sequence) else []
         gains = {item: float(len(ideal) - i) for i, item in enumerate(ideal)}
     if isinstance(relevant, Mapping):
-        gains = {str(item): float(gain) for item, gain in relevant.items()}
+        gains = _gains(relevant, task)
+    elif isinstance(relevant, str) or not isinstance(relevant, Sequence | None):
+        raise TaskError(f"ranking: task {task.id!r}: meta['relevant'] is {short(relevant)}; expected a list of ids, or their gains")
     elif relevant is not None:
         gains = {str(item): 1.0 for item in relevant}
     if not ideal or len(set(ideal)) < len(ideal) or not set(gains) <= set(ideal):
@@ -199,3 +201,10 @@ def _ideal(task: Task) -> tuple[list[str], dict[str, float]]:
             f"ranking: task {task.id!r}: the answer {short(answer)} is no order of different ids, or meta['relevant'] names others"
         )
     return ideal, gains
+
+
+def _gains(given: Mapping[Any, Any], task: Task) -> dict[str, float]:
+    numbers = [gain for gain in given.values() if isinstance(gain, (int, float)) and 0 <= gain < math.inf]
+    if len(numbers) < len(given):
+        raise TaskError(f"ranking: task {task.id!r}: the gains {short(given)}; expected numbers of 0 or more")
+    return {str(item): float(gain) for item, gain in given.items()}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlft.errors import RewardError
+from rlft.errors import RewardError, TaskError
 from rlft.rewards.builtin import exact_match, format_tags, length, number_match, overlong, regex
 from rlft.types import Completion, Task, Trajectory, Turn
 
@@ -186,6 +186,7 @@ def test_long_number_like_text_is_read_in_linear_time(text):
         (regex, "42", {"pattern": "("}),
         (regex, "42", {"pattern": "a", "mode": "match"}),
         (format_tags, "42", {"tags": "think"}),
+        (format_tags, "42", {"tags": []}),
         (length, "42", {"budget": 0}),
         (overlong, "42", {"max_tokens": 4, "buffer": 5}),
         (overlong, "42", {"max_tokens": 4, "buffer": 0}),
@@ -194,3 +195,15 @@ def test_long_number_like_text_is_read_in_linear_time(text):
 def test_what_cannot_be_graded_is_an_error_and_not_a_zero(reward, answer, options):
     with pytest.raises(RewardError):
         reward(*said("42", answer), **options)
+
+
+@pytest.mark.parametrize("answer", [None, ["42", "43"], {"value": 42}])
+@pytest.mark.parametrize("reward", [exact_match, number_match])
+def test_a_task_without_a_single_answer_is_broken_whatever_stands_in_for_errors(reward, answer):
+    with pytest.raises(TaskError):
+        reward(*said("42", answer))
+
+
+def test_a_gold_answer_without_a_number_is_a_broken_task():
+    with pytest.raises(TaskError, match="holds no finite number"):
+        number_match(*said("5", "five"))

@@ -105,3 +105,8 @@ def test_any_text_earns_a_number(text):
     "9*" * 149 + "9"])
 def test_texts_made_to_hurt_are_wrong(text):
     assert graded(text) == 0.0
+
+
+def test_numbers_may_stand_in_a_table_as_json_text():
+    assert graded("2 + 3", meta={"nums": "[2, 3]", "target": "5"}) == 1.0
+    assert graded("2 * 3", meta={"nums": "[2, 3]", "target": "5"}) == 0.0

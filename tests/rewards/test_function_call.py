@@ -178,3 +178,17 @@ def test_any_text_earns_a_number_of_the_scale(text):
 def test_any_tool_calls_earn_a_number(calls):
     turn = Turn([], Completion([], [], "stop", 0), {"role": "assistant", "content": None, "tool_calls": calls}, [])
     assert function_call(task(), Trajectory(task(), 0, (turn,), "completed"))[0] == -2.0
+
+
+def test_gold_calls_may_be_in_the_form_of_a_message_and_tools_in_that_of_xlam():
+    said_so, otherwise = json.dumps(GOLD), json.dumps({**GOLD, "arguments": {"city": "Rome", "day": "today"}})
+    wrapped = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps(GOLD["arguments"])}}
+    xlam = [{"name": "weather", "description": "", "parameters": {name: {"type": "str"} for name in ("city", "unit", "day")}}]
+    for answer, tools in ((wrapped, TOOLS), ([wrapped], TOOLS), (json.dumps([GOLD]), json.dumps(xlam))):
+        assert [graded(text, answer, tools)[0] for text in (said_so, otherwise)] == [1.0, -0.25]
+
+
+def test_a_tool_without_parameters_has_none_whatever_its_schema_leaves_out():
+    bare = [{"name": "now", "parameters": {"type": "object"}}, {"name": "today"}]
+    assert graded('{"name": "now", "arguments": {}}', {"name": "now", "arguments": {}}, bare)[0] == 1.0
+    assert graded('{"name": "now", "arguments": {"type": 1}}', {"name": "now", "arguments": {}}, bare)[0] == -0.8

@@ -166,3 +166,11 @@ def test_long_texts_made_to_hurt_do_not(piece):
     started = time.perf_counter()
     graded(piece * (200_000 // len(piece)), ids, kwargs, mode="share")
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize(("check_id", "key"), [("keywords:existence", "keywords"), ("keywords:forbidden_words", "forbidden_words")])
+@pytest.mark.parametrize("given_words", ["sea", [""], [3]])
+def test_words_that_are_no_list_of_texts_are_a_broken_task(check_id, key, given_words):
+    task = Task("t", ({"role": "user", "content": "?"},), None, {"instruction_id_list": [check_id], "kwargs": [{key: given_words}]})
+    with pytest.raises(TaskError, match="expected a list of texts"):
+        instructions(task, spoken(task, "s e a"))

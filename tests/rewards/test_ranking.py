@@ -176,3 +176,17 @@ def test_long_texts_are_read_in_time():
     assert graded(set_match, ", ".join(many), many) == 1.0
     assert graded(ranking, " > ".join(many), many) == pytest.approx(1.0)
     assert items("[" * 100_000) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "meta"),
+    [
+        ({"1": -1.0, "2": 1.0}, {}),
+        ({"1": "much", "2": 1.0}, {}),
+        (["1", "2"], {"relevant": 7}),
+        (["1", "2"], {"relevant": {"1": math.nan}}),
+    ],
+)
+def test_gains_that_are_none_are_a_broken_task(answer, meta):
+    with pytest.raises(TaskError):
+        graded(ranking, "1 > 2", answer, meta)
