@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from rlft.errors import ConfigError, RewardError
+from rlft.rewards.grader import defaults
 from rlft.rewards.wire import encode_groups, verdicts_of
 from rlft.types import Group
 
@@ -20,6 +21,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0  # between tries
 TRY_AGAIN = (408, 429)  # and every server error
 
 
+@defaults(timeout_s=150.0)
 class HttpReward:
     """A reward served by `rlft serve-reward`, or by anything that speaks its format.
 

@@ -29,7 +29,7 @@ from rlft.types import Group, Trajectory
 BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlft.rewards.zygote import main; main(*map(int, sys.argv[2:]))"
 START_S = 120.0  # longest wait for the grader to load, for a fork, and for a request to be unpickled
 LATE_S = 0.01  # a caller that was busy itself looks once more for this long before it kills
-GATHER_S = 0.3  # a process ends its own awaitables at their deadline; killed if it has not by then
+GATHER_S = 0.08  # a process ends its own awaitables at their deadline; killed if it has not by then
 MAX_LINE = 2**24  # bytes of one line from a grading process
 T = TypeVar("T")
 MAX_LOST = 3  # times that a request is given to a process which dies before its first call

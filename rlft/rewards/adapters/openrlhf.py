@@ -35,6 +35,7 @@ def openrlhf_reward(group: Group, *, function: str | Callable[..., Any]) -> Any:
     return then(returned, lambda given: _verdicts(given, len(group.trajectories), "openrlhf_reward: the function"))
 
 
+@defaults(timeout_s=800.0)
 class OpenRLHFServer:
     """A server with OpenRLHF's interface: POST {"query", "prompts", "labels"} -> {"rewards", ...}, read as of `openrlhf_reward`.
 

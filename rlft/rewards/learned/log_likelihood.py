@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from rlft.errors import ConfigError, RewardError
+from rlft.rewards.grader import defaults
 from rlft.rewards.learned.batcher import Batcher, Sequenced
 from rlft.rewards.learned.models import DType, Encoder, Source, load_config, load_encoder, load_frozen, padded
 from rlft.types import Group, Message, Trajectory
 
 
+@defaults(timeout_s=300.0)
 class LogLikelihood:
     """Log-probability, in nats, of given follow-ups after the conversation, or of the answer after its prompt.
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from rlft.errors import ConfigError, RewardError
+from rlft.rewards.grader import defaults
 from rlft.rewards.learned.batcher import Batcher, Sequenced
 from rlft.rewards.learned.models import DType, Encoder, Source, load_config, load_encoder, load_frozen, padded
 from rlft.rewards.learned.reward_model import class_logits
@@ -25,6 +26,7 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
+@defaults(timeout_s=300.0)
 class ProcessReward:
     """The chance, by a model, that the steps of the last answer are right: one number, and every step's as feedback.
 

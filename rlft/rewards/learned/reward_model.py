@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlft.errors import ConfigError, RewardError
+from rlft.rewards.grader import defaults
 from rlft.rewards.learned.batcher import Batcher, Sequenced
 from rlft.rewards.learned.models import DType, Encoder, Source, load_config, load_encoder, load_frozen, padded
 from rlft.types import Group
 
 
+@defaults(timeout_s=300.0)
 class RewardModel:
     """Scores a trajectory's conversation with an AutoModelForSequenceClassification: one of its logits, less `center`.
 
