@@ -155,7 +155,7 @@ def failure(rule: Rule, error: BaseException) -> Failure:
     if isinstance(error, RewardError):
         cause = "task" if isinstance(error, TaskError) else "invalid" if isinstance(error, InvalidReturn) else "ungradable"
         text = str(error)[:MAX_ERROR]
-        return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text}")
+        return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text.removeprefix(f'{rule.name}: ')}")
     return Failure("oom" if isinstance(error, MemoryError) else "raised", f"reward {rule.name!r} raised {explain(error)}")
 
 
