@@ -218,10 +218,13 @@ os.read(ready, 1)
 
 @pytest.mark.parametrize("after", ["", "while True: pass", "os.abort()", "os.kill(os.getpid(), 9)\nraise SystemExit(1)"])
 def test_a_daemon_that_holds_the_pipe_ends_with_its_job(box, below, after):
-    execution = box.run(DAEMON.format(after=after), limits=replace(LIMITS, wall_s=2))
-    assert execution.wall_s <= 2.5
-    assert execution.stdout.startswith("daemon"), execution
-    assert below(box.sandbox.facts["pid"]) == set()
+    for _ in range(4):  # other work on the machine may delay one of them
+        execution = box.run(DAEMON.format(after=after), limits=replace(LIMITS, wall_s=1.5))
+        assert execution.stdout.startswith("daemon"), execution
+        assert below(box.sandbox.facts["pid"]) == set()
+        if execution.wall_s <= 1.6:
+            break
+    assert execution.wall_s <= 1.6
 
 
 def test_unconfined_a_daemon_stays():
