@@ -81,7 +81,8 @@ def running():
 
 @pytest.fixture
 def service(running):
-    running.__dict__.update(requests=[], refusals=[], at_once=0, most_at_once=0, hold=1, answer=lambda prompt, request: "<verdict>5</verdict>")
+    fresh = {"requests": [], "refusals": [], "at_once": 0, "most_at_once": 0, "hold": 1}
+    running.__dict__.update(fresh, answer=lambda prompt, request: "<verdict>5</verdict>")
     return running
 
 
