@@ -230,14 +230,19 @@ def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Tas
         return task
     if not isinstance(task.id, str) or not task.id:
         return BadRow("", 0, "id", f"expected text, got {task.id!r}")
-    problem = _prompt_problem(task.messages, config) or _surrogate_problem(task, config)
-    if problem:
-        return problem
+    for way in (task, *task.variants):
+        problem = _prompt_problem(way.messages, config) or _surrogate_problem(way, config)
+        if problem:
+            return problem
     if task.id in seen:
         return BadRow("", 0, config.id or "id", f"the id {task.id!r} stands in an earlier row too")
-    if config.system:
-        return replace(task, messages=({"role": "system", "content": config.system}, *task.messages))
-    return task
+    return _with_system(task, config.system) if config.system else task
+
+
+def _with_system(task: Task, system: str) -> Task:
+    """The task, and every variant of it, with a system message before its own."""
+    messages = ({"role": "system", "content": system}, *task.messages)
+    return replace(task, messages=messages, variants=tuple(_with_system(way, system) for way in task.variants))
 
 
 def _to_task(value: Any, number: int, config: DataConfig) -> Task | BadRow:

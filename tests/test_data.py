@@ -148,6 +148,19 @@ def test_a_second_system_message_is_refused(tmp_path):
     assert len(load_tasks(DataConfig(source=source)).tasks) == 2
 
 
+def test_a_system_message_stands_before_every_variant(tmp_path, monkeypatch):
+    (tmp_path / "two_orders.py").write_text(
+        "from rlft import Task\n"
+        "def ask(text): return ({'role': 'user', 'content': text},)\n"
+        "def tasks(): return [Task('1', ask('ab'), 'A', variants=(Task('1/2', ask('ba'), 'B'),))]\n"
+        "def empty(): return [Task('1', ask('ab'), 'A', variants=(Task('1/2', ask(' '), 'B'),)), *tasks()[:0], Task('2', ask('x'), 'A')]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (task,), _ = load_tasks(DataConfig(source="two_orders:tasks", system="Be brief."))
+    assert [[m["content"] for m in way.messages] for way in (task, *task.variants)] == [["Be brief.", "ab"], ["Be brief.", "ba"]]
+    assert [(len(load_tasks(DataConfig(source=f"two_orders:{name}")).bad_rows)) for name in ("tasks", "empty")] == [0, 1]
+
+
 ERRORS = [
     (DataConfig(), "data.source is not set"),
     (DataConfig(source="no/such/file.jsonl"), r"no/such/file.jsonl'?: no such file"),
