@@ -37,7 +37,8 @@ class UnsafeSandbox:
                 path = Path(folder, check_name(name))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(text.encode(errors="surrogatepass"))
-            argv = ["prlimit", f"--as={limits.memory_mb << 20}", f"--cpu={math.ceil(limits.cpu_s)}", "--core=0", "--"]
+            cpu_s = math.ceil(limits.cpu_s)  # the hard limit later: it kills without saying why
+            argv = ["prlimit", f"--as={limits.memory_mb << 20}", f"--cpu={cpu_s}:{cpu_s + 1}", "--core=0", "--"]
             env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"}
             return await execute([*argv, sys.executable, "-I", "main.py"], stdin=stdin, limits=limits, cwd=folder, env=env)
 

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -346,6 +348,11 @@ def test_nothing_runs_unprotected_unless_that_is_said():
 )
 def test_an_unprotected_program_still_has_limits(code, status):
     assert unsafely(code).status == status
+
+
+def test_cpu_time_of_an_unprotected_program_runs_out_as_a_timeout():
+    ran = unsafely("while True: pass", replace(SHORT, wall_s=30.0))
+    assert (ran.status, ran.error) == ("timeout", f"ended by signal {signal.SIGXCPU:d}")
 
 
 @pytest.mark.parametrize("name", ["docker", "", "ftp://host", "Local"])
