@@ -74,10 +74,8 @@ class LearnerRank:
         self._config, self._model, self._rank, self._world_size = config, model, rank, world_size
         self._temperature, self._dump_dir = temperature, Path(dump_dir)
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
-        bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self._device.type == "cuda")
-        if bf16 and config.zero_stage == 0:
-            raise ConfigError("learner.zero_stage 0 sums bfloat16 gradients in bfloat16; use 1, 2 or 3, or learner.dtype = 'float32'")
-        dtype = torch.bfloat16 if bf16 else torch.float32
+        dtype = zero.training_dtype(config, self._device)
+        bf16 = dtype == torch.bfloat16
         torch.manual_seed(seed)  # adapters start equal on every rank
         load = {"dtype": dtype, "logprob_chunk": config.logprob_chunk}
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}

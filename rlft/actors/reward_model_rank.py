@@ -18,7 +18,7 @@ from rlft.actors.meter import Meter
 from rlft.actors.policy import buckets, exports, save_model
 from rlft.actors.score_model import load_score_model
 from rlft.config import LearnerConfig
-from rlft.errors import ConfigError, NonFiniteError
+from rlft.errors import NonFiniteError
 from rlft.preferences import EncodedPair
 from rlft.schedule import lr_factor
 
@@ -61,9 +61,7 @@ class RewardModelRank:
 
         self._zero, self._config, self._rank, self._world_size = zero, config, rank, world_size
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
-        bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and self._device.type == "cuda")
-        if bf16 and config.zero_stage == 0:
-            raise ConfigError("learner.zero_stage 0 sums bfloat16 gradients in bfloat16; use 1, 2 or 3, or learner.dtype = 'float32'")
+        dtype = zero.training_dtype(config, self._device)
         self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self._tokenizer.chat_template = chat_template or self._tokenizer.chat_template
         pad_id = self._tokenizer.eos_token_id if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
@@ -71,14 +69,14 @@ class RewardModelRank:
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
         scorer = load_score_model(
             model,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
+            dtype=dtype,
             pad_id=PAD_ID if pad_id is None else pad_id,
             gradient_checkpointing=config.gradient_checkpointing,
             **lora,
         )
         self._pad_id = scorer.lm.config.get_text_config().pad_token_id
         self._exports = exports(scorer)
-        self._engine = zero.start_engine(scorer.to(self._device), config, bf16)
+        self._engine = zero.start_engine(scorer.to(self._device), config, dtype == torch.bfloat16)
         self._total_steps, self._steps, self._skipped_in_a_row = steps, 0, 0
 
     def ready(self) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from rlft.config import LearnerConfig
+from rlft.errors import ConfigError
 
 BUCKET = 200_000_000  # elements that ZeRO reduces or gathers at once, at most
 
@@ -49,6 +50,19 @@ def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, t
         torch.cuda.set_device(local)
     deepspeed.init_distributed("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
     return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
+    """What weights train in: "auto" is bfloat16 on GPU, float32 on CPU.
+
+    Raises:
+        ConfigError: bfloat16 without ZeRO, which would also sum gradients in it.
+    """
+    if config.dtype == "float32" or (config.dtype == "auto" and device.type != "cuda"):
+        return torch.float32
+    if config.zero_stage == 0:
+        raise ConfigError("learner.zero_stage 0 sums bfloat16 gradients in bfloat16; use 1, 2 or 3, or learner.dtype = 'float32'")
+    return torch.bfloat16
 
 
 def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool) -> Any:

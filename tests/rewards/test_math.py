@@ -311,7 +311,6 @@ def test_the_canaries_are_of_both_kinds_and_come_out_as_they_should():
     [("", None, "python python"), ("import sympy; ", None, "gmpy gmpy"), ("", "gmpy", "gmpy gmpy")],
 )
 def test_integers_are_pythons_unless_sympy_was_there_first_or_something_else_is_set(first, setting, integers, monkeypatch):
-    pytest.importorskip("gmpy2")
     monkeypatch.delenv("MPMATH_NOGMPY", raising=False)
     monkeypatch.delenv("SYMPY_GROUND_TYPES", raising=False)
     if setting:

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -25,7 +24,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # grading processes
 HOSTILE = json.loads((Path(__file__).parent / "hostile_answers.json").read_text())
 EQUAL_AFTER_ALL = {"95 surds in another order"}  # hard, but right
 LIMIT_S, OVER_S = 2.0, 0.1
-HANDOVERS = 3  # verifier to fork server to new process and back, where `lateness` has one
 HARD = ["tower of three", "factorial of a power", "gamma", "100 parentheses", "harmonic sum", "large binomial power", "1000 minus signs"]
 PAIRS = [("1/2", "0.5"), (r"\sqrt{8}", r"2\sqrt{2}"), ("3", "4"), ("(x-1)(x+1)", "x^2-1"), ("x+1", "x"), ("", "4")]
 PAIRS += [("9^{9^{9}}", "1"), ("2", "a ((")]
@@ -42,7 +40,6 @@ def verifier():
 def integers(request, monkeypatch):
     """The environment in which sympy counts with Python's integers, or with GMP's."""
     if request.param == "gmpy":
-        pytest.importorskip("gmpy2")
         monkeypatch.setenv("SYMPY_GROUND_TYPES", "gmpy")
         monkeypatch.delenv("MPMATH_NOGMPY", raising=False)
     else:
@@ -65,28 +62,16 @@ def fork_servers():
 
 
 def timed(verifier, case, limit_s):
-    """Seconds and status of a hostile answer. Where that is too long, less what others on this machine cost; up to three tries."""
+    """Seconds and status of a hostile answer: the best of three tries where one is too long, since other work may delay it."""
     found = []
     for _ in range(3):
         started = time.monotonic()
         [verdict] = verifier.verify([hostile(case)])
         seconds = time.monotonic() - started
-        if seconds > limit_s + OVER_S:
-            seconds -= HANDOVERS * lateness(0.5)
         found.append((seconds, verdict.status))
         if seconds <= limit_s + OVER_S:
             break
     return min(found)
-
-
-def lateness(after_s):
-    """By how much a program that does nothing else kills a spinning process too late: nothing, on a machine of one's own."""
-    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    started = time.monotonic()
-    time.sleep(after_s)
-    spinning.kill()
-    spinning.wait(10)
-    return time.monotonic() - started - after_s
 
 
 def grade_hostile(cases, limit_s, **options):
