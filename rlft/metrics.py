@@ -48,7 +48,7 @@ def rollout_metrics(groups: Sequence[GroupRef], version: int) -> dict[str, float
         "rollout/tokens_max": max(t.num_sampled for t in trajectories),
         "rollout/tokens_total": sum(t.num_sampled for t in trajectories),
         "rollout/prompt_tokens": fmean(t.num_prompt for t in trajectories),
-        "rollout/turns": fmean(t.num_turns for t in trajectories),
+        "rollout/turns": fmean(len(t.turns) for t in trajectories),
         "rollout/no_signal": fmean(not group.has_signal for group in groups),
         "rollout/staleness": max((version - t.policy_version for t in trajectories if t.num_sampled), default=0),
     }

@@ -37,6 +37,8 @@ class Task:
 
     `variants` are other ways to put the same problem (the two orders of a comparison): the
     trajectories of its group play the task and its variants in turn, and share one baseline.
+    `first_attempt` is an answer that was given before: an episode starts with it as its first turn,
+    and its tokens are never trained on.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Task:
     answer: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[Task, ...] = ()
+    first_attempt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,10 @@ class Turn:
     completion: Completion
     action: Message
     sources: Sequence[int]  # [P + C], values of Source
-    reward: float = 0.0  # given by the environment for this turn
+    reward: float = 0.0  # for this turn, by the environment and, with reward_pool.per_turn, by the reward function
     tag: str = ""  # "attempt", "reflection", "retry", ...
     observed: tuple[Message, ...] = ()  # what the environment said since the turn before
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the reward function's verdict on this turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,18 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnInfo:
+    """What the driver knows of a turn."""
+
+    tag: str
+    reward: float
+    parts: Mapping[str, float]
+    num_sampled: int
+    truncated: bool  # it ran into a length limit
+    edit: float | None = None  # edit distance to the last turn of the same tag over the longer one's length; None for the first
+
+
+@dataclass(frozen=True, slots=True)
 class TrajectoryInfo:
     """What the driver knows of a trajectory: everything but its tokens."""
 
@@ -123,8 +139,8 @@ class TrajectoryInfo:
     parts: Mapping[str, float]
     num_prompt: int  # prompt tokens of the first turn
     num_sampled: int
-    num_turns: int
     policy_version: int  # oldest over its turns
+    turns: tuple[TurnInfo, ...] = ()
     error: str = ""
     ungraded: Mapping[str, str] = field(default_factory=dict)
 
@@ -144,6 +160,19 @@ class GroupRef:
         """Whether its graded trajectories earned different rewards."""
         graded = {t.outcome for t in self.trajectories if t.status != "failed"}
         return len(graded) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the driver decides anew for every step and the learner has to know.
+
+    `controls` are numbers that move with the run (algorithms/controllers.py), each named like the stream
+    of the batch that it fills; `pass_rates` has for each group the share of right answers to its task over the run.
+    """
+
+    temperature: float = 1.0  # of the sampling that made the step's rows
+    controls: Mapping[str, float] = field(default_factory=dict)
+    pass_rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +196,22 @@ class Batch:
     values: Tensor | None = None  # [B, T] critic
     advantages: Tensor | None = None  # [B, T]
     returns: Tensor | None = None  # [B, T] critic target
-    kl_coef: Tensor | None = None  # [B, T] weight of KL(policy || ref)
+    kl_coef: Tensor | None = None  # [B, T] weight of a KL penalty
+    entropy: Tensor | None = None  # [B, T] of the distribution that is being updated; carries gradient
+    entropy_coef: Tensor | None = None  # [B, T] weight of an entropy bonus
     is_weights: Tensor | None = None  # [B, T] importance weights engine -> learner
     ce_weights: Tensor | None = None  # [B, T] weights of supervised targets
     loss_weights: Tensor | None = None  # [B, T] share of the step's loss (algorithms/masking.py)
+    baselines: Tensor | None = None  # [B] float32, what a greedy answer to the task earned
+    pass_rates: Tensor | None = None  # [B] float32, share of right answers to the task
+    pair_ids: Tensor | None = None  # [B] int64, the preference pair that the row belongs to, -1 for none
+    parts: Tensor | None = None  # [B, P] float32, the trajectory's reward parts that Algorithm.parts names
 
     def __post_init__(self) -> None:
         B, T = self.token_ids.shape
         for f in fields(self):
             x = getattr(self, f.name)
-            want = (B,) if f.name in PER_ROW else (B, T)
+            want = (B, x.shape[-1]) if f.name == "parts" and x is not None else (B,) if f.name in PER_ROW else (B, T)
             if x is not None and tuple(x.shape) != want:
                 raise ValueError(f"Batch.{f.name}: expected shape {want}, got {tuple(x.shape)}")
 
@@ -189,5 +224,10 @@ class Batch:
         """The rows that `index` selects (slice, list or tensor of row numbers)."""
         return self.map(lambda x: x[index])
 
+    def map_tokens(self, fn: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `fn` to every [B, T] tensor present (widen, narrow)."""
+        streams = [f.name for f in fields(self) if f.name not in PER_ROW]
+        return replace(self, **{name: fn(x) for name in streams if (x := getattr(self, name)) is not None})
 
-PER_ROW = frozenset({"traj_ids", "group_ids", "policy_versions", "truncated"})
+
+PER_ROW = frozenset({"traj_ids", "group_ids", "policy_versions", "truncated", "baselines", "pass_rates", "pair_ids", "parts"})

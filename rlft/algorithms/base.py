@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from rlft.types import Batch
 
-Need = Literal["old_logprobs", "ref_logprobs", "values"]
+Need = Literal["old_logprobs", "ref_logprobs", "values", "baselines", "demonstrations", "turn_rewards"]
 Aggregation = Literal["token", "sequence", "constant"]
+Unit = Literal["row", "trajectory", "pair"]
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over learner ranks; identity on one
 AdvantageFn = Callable[[Batch, Reduce], Batch]
 LossFn = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Control:
+    """A number that moves with the run.
+
+    Attributes:
+        start: its value in the first step.
+        next: (value, metrics of the step that used it, number of steps done) -> the next step's value. Pure.
+    """
+
+    start: float
+    next: Callable[[float, Mapping[str, float], int], float]
 
 
 @dataclass(frozen=True)
@@ -27,9 +41,17 @@ class Algorithm:
             Baselines over groups are local; statistics over the whole step go through `reduce`.
         loss: (logprobs [B, T], batch) -> (loss [B, T], metrics {name: [B, T], detached}).
             The learner averages metrics over trained tokens.
-        needs: forward passes the learner runs before `advantages`.
+        needs: what a run must provide before `advantages`. Forward passes of the learner: "old_logprobs",
+            "ref_logprobs", "values" (a critic). From the rollouts: "baselines" (the reward of a greedy answer),
+            "demonstrations" (a row with the task's answer beside the sampled ones, sources DEMONSTRATION),
+            "turn_rewards" (a reward for every turn).
         aggregation: how per-token losses become one number (algorithms/masking.py).
         max_length: tokens per trajectory of the "constant" aggregation's denominator.
+        value_loss: (values [B, T], batch) -> the same for the critic. With "values" in needs only.
+        unit: rows that the loss has to see together: "row" alone, all of a "trajectory", or all of a "pair".
+        tags: turns that are trained on, by their tag; empty for all.
+        parts: reward parts that stand in `Batch.parts`, in this order.
+        controls: numbers that move with the run, by the stream of the batch that each fills ("kl_coef", "entropy_coef").
     """
 
     name: str
@@ -38,3 +60,8 @@ class Algorithm:
     needs: frozenset[Need] = frozenset()
     aggregation: Aggregation = "token"
     max_length: int | None = None
+    value_loss: LossFn | None = None
+    unit: Unit = "row"
+    tags: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    controls: Mapping[str, Control] = field(default_factory=dict)
