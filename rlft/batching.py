@@ -11,14 +11,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from rlft.errors import ConfigError
 from rlft.rows import Row
-from rlft.types import Batch, Source
+from rlft.types import Batch, Source, Unit
 
 
-def collate(rows: Sequence[Row], pad_id: int) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, tags: Sequence[str] = (), parts: Sequence[str] = ()) -> Batch:
     """Pad rows to a common length. Trajectories and groups are numbered in order of
     appearance. A token is trained when it belongs to a turn: neither padding, recognised by
-    its id, nor the policy's earlier words, repeated in a rewritten context, are mistaken."""
+    its id, nor the policy's earlier words, repeated in a rewritten context, are mistaken.
+
+    Args:
+        tags: train only on turns with one of these tags; empty for all turns.
+        parts: reward parts that become `Batch.parts`, in this order.
+
+    Raises:
+        ConfigError: a trajectory has no reward part of that name.
+    """
     trajectories: dict[tuple[str, int], int] = {}
     groups: dict[str, int] = {}
     traj_ids = [trajectories.setdefault((row.group_id, row.traj_id), len(trajectories)) for row in rows]
@@ -33,7 +42,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         return out
 
     turn_ids = pad([row.turn_ids for row in rows], -1, torch.int64)
-    trained = turn_ids >= 0
+    trained = turn_ids >= 0 if not tags else pad([_tagged(row, tags) for row in rows], 0, torch.bool)
     trained[:, 0] = False  # nothing predicts the first token
     return Batch(
         token_ids=pad([row.token_ids for row in rows], pad_id, torch.int64),
@@ -47,10 +56,23 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         group_ids=torch.tensor(group_ids),
         policy_versions=torch.tensor([row.policy_version for row in rows]),
         truncated=torch.tensor([row.truncated for row in rows]),
+        baselines=torch.tensor([row.baseline for row in rows], dtype=torch.float32),
+        parts=torch.tensor([_chosen_parts(row, parts) for row in rows]) if parts else None,
     )
 
 
-def empty_batch(pad_id: int) -> Batch:
+def _tagged(row: Row, tags: Sequence[str]) -> np.ndarray:
+    """Which tokens of a row stand in turns with one of the tags: [T] bool."""
+    return np.isin(row.turn_ids, [k for k, tag in enumerate(row.tags) if tag in tags])
+
+
+def _chosen_parts(row: Row, names: Sequence[str]) -> list[float]:
+    if missing := [name for name in names if name not in row.parts]:
+        raise ConfigError(f"algorithm: no reward part {missing[0]!r}; a trajectory has {sorted(row.parts) or 'none'}")
+    return [float(row.parts[name]) for name in names]
+
+
+def empty_batch(pad_id: int, parts: Sequence[str] = ()) -> Batch:
     """One row without a trained token: what a rank without work runs, so that it takes
     part in every collective operation."""
     nothing = np.zeros(2)
@@ -63,42 +85,56 @@ def empty_batch(pad_id: int) -> Batch:
         traj_id=0,
         group_id="",
         policy_version=0,
+        parts=dict.fromkeys(parts, 0.0),
     )
-    return collate([row], pad_id)
+    return collate([row], pad_id, parts=parts)
 
 
-def micro_batches(batch: Batch, max_tokens: int, at_least: int = 1) -> list[Batch]:
+def micro_batches(batch: Batch, max_tokens: int, at_least: int = 1, unit: Unit = "row") -> list[Batch]:
     """Cut a batch into micro-batches of at most `max_tokens` padded tokens.
 
-    Rows are sorted by length first, so each micro-batch is padded to its own longest row
-    only. A single row beyond the budget stands alone. Micro-batches without a trained
-    token are added until there are `at_least` as many (every rank must run the same number).
+    Rows of one `unit` (a trajectory, a preference pair) stay together; a unit beyond the budget
+    stands alone. Units are sorted by their longest row first, so each micro-batch is padded to
+    little more than its own rows. Micro-batches without a trained token are added until there
+    are `at_least` as many (every rank must run the same number).
     """
     lengths = batch.attention_mask.sum(-1)
-    order = torch.argsort(lengths, stable=True).tolist()
+    units = _units(batch, unit)
+    widths = [int(lengths[rows].max()) for rows in units]
+    order = sorted(range(len(units)), key=lambda i: widths[i])
     chunks: list[list[int]] = [[]]
-    for row in order:
-        width = int(lengths[row])
-        if chunks[-1] and width * (len(chunks[-1]) + 1) > max_tokens:
+    for i in order:
+        if chunks[-1] and widths[i] * (len(chunks[-1]) + len(units[i])) > max_tokens:
             chunks.append([])
-        chunks[-1].append(row)
+        chunks[-1] += units[i]
     parts = [_narrow(batch.rows(chunk)) for chunk in chunks if chunk]
     while len(parts) < at_least:
-        parts.append(_without_loss(_narrow(batch.rows([order[0]]))))
+        parts.append(_without_loss(_narrow(batch.rows(units[order[0]]))))
     return parts
 
 
+def _units(batch: Batch, unit: Unit) -> list[list[int]]:
+    """Row numbers of every unit. Trajectories without a pair are units of their own."""
+    if unit == "row":
+        return [[row] for row in range(len(batch.traj_ids))]
+    found: dict[tuple[str, int], list[int]] = {}
+    pairs = batch.pair_ids.tolist() if unit == "pair" and batch.pair_ids is not None else [-1] * len(batch.traj_ids)
+    for row, (traj, pair) in enumerate(zip(batch.traj_ids.tolist(), pairs, strict=True)):
+        found.setdefault(("trajectory", traj) if pair < 0 else ("pair", pair), []).append(row)
+    return list(found.values())
+
+
 def minibatches(batch: Batch, number: int, generator: torch.Generator) -> list[Batch]:
-    """Split a batch into `number` parts of whole trajectories, in random order. With fewer
-    trajectories than parts the surplus parts hold a row without a trained token."""
+    """Split a batch into `number` parts of whole trajectories (whole pairs, where there are any),
+    in random order. With fewer of them than parts the surplus parts hold a row without a trained token."""
     if number == 1:
         return [batch]
-    ids = batch.traj_ids.unique()
-    shuffled = ids[torch.randperm(len(ids), generator=generator)]
+    units = _units(batch, "pair")
+    shuffled = torch.randperm(len(units), generator=generator)
     parts = []
     for chosen in shuffled.tensor_split(number):
-        rows = torch.isin(batch.traj_ids, chosen)
-        parts.append(batch.rows(rows) if rows.any() else _without_loss(batch.rows([0])))
+        rows = sorted(row for i in chosen.tolist() for row in units[i])
+        parts.append(batch.rows(rows) if rows else _without_loss(batch.rows([0])))
     return parts
 
 
@@ -115,7 +151,7 @@ def assign(num_tokens: Sequence[int], num_ranks: int) -> list[list[int]]:
 
 def _narrow(batch: Batch) -> Batch:
     width = int(batch.attention_mask.sum(-1).max())
-    return batch.map(lambda x: x[:, :width] if x.dim() == 2 else x)
+    return batch.map_tokens(lambda x: x[:, :width])
 
 
 def _without_loss(batch: Batch) -> Batch:

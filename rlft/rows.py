@@ -6,8 +6,10 @@ are trained on (batching.py); the driver sees neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -27,16 +29,19 @@ class Row:
     group_id: str
     policy_version: int
     truncated: bool = False
+    tags: tuple[str, ...] = ()  # of every turn of the trajectory
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the trajectory's reward
+    baseline: float = math.nan  # what a greedy answer to the task earned
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
 
-def to_rows(trajectory: Trajectory) -> list[Row]:
+def to_rows(trajectory: Trajectory, baseline: float = math.nan) -> list[Row]:
     """Flatten turns into rows (the prefix rule): one row while each context extends the
     last, a new row wherever history was rewritten. A turn's reward lies on its last sampled
-    token, and so does the trajectory's on the last turn's. A turn that sampled nothing leaves
-    its reward on the last token sampled before it in the row, or else on the row's last token.
+    token, and so does the trajectory's on the last turn's. A turn that sampled nothing (an injected
+    first attempt) leaves its reward on the last token sampled before it in the row, or else on the row's last token.
     Raises ValueError when a turn's streams are not aligned."""
     open_rows: list[_OpenRow] = []
     for k, turn in enumerate(trajectory.turns):
@@ -51,7 +56,7 @@ def to_rows(trajectory: Trajectory) -> list[Row]:
         open_rows[-1].add_context(context[done:], turn.sources[done : len(context)])
         open_rows[-1].add_completion(turn.completion.token_ids, turn.sources[len(context) :], turn.completion.logprobs, k, reward)
     version = min((turn.completion.policy_version for turn in trajectory.turns), default=0)
-    return [row.close(trajectory, version) for row in open_rows]
+    return [row.close(trajectory, version, baseline) for row in open_rows]
 
 
 def _check_aligned(turn: Turn, where: str) -> None:
@@ -94,7 +99,7 @@ class _OpenRow:
         self.rewards += rewards
         self.logprobs += logprobs
 
-    def close(self, trajectory: Trajectory, version: int) -> Row:
+    def close(self, trajectory: Trajectory, version: int, baseline: float) -> Row:
         return Row(
             token_ids=np.asarray(self.token_ids, np.int32),
             sources=np.asarray(self.sources, np.int8),
@@ -105,22 +110,32 @@ class _OpenRow:
             group_id=trajectory.group_id,
             policy_version=version,
             truncated=trajectory.status == "truncated",
+            tags=tuple(turn.tag for turn in trajectory.turns),
+            parts=dict(trajectory.parts),
+            baseline=baseline,
         )
 
 
-def demonstration_row(prompt_ids: Sequence[int], target_ids: Sequence[int], group_id: str) -> Row:
-    """A supervised row: the target counts in the loss, as turn 0 of its own group."""
+def demonstration_row(prompt_ids: Sequence[int], target_ids: Sequence[int], group_id: str, traj_id: int = 0, reward: float = 0.0) -> Row:
+    """A supervised row: the target counts in the loss, as the only turn of a trajectory of the group."""
     total = len(prompt_ids) + len(target_ids)
+    rewards = np.zeros(total, np.float32)
+    rewards[-1] = reward
     return Row(
         token_ids=np.asarray([*prompt_ids, *target_ids], np.int32),
         sources=np.asarray([Source.PROMPT] * len(prompt_ids) + [Source.DEMONSTRATION] * len(target_ids), np.int8),
         turn_ids=np.asarray([-1] * len(prompt_ids) + [0] * len(target_ids), np.int16),
-        rewards=np.zeros(total, np.float32),
+        rewards=rewards,
         logprobs=np.zeros(total, np.float32),
-        traj_id=0,
+        traj_id=traj_id,
         group_id=group_id,
         policy_version=0,
+        tags=("",),
     )
+
+
+STREAMS = ("token_ids", "sources", "turn_ids", "rewards", "logprobs")
+OWNED = tuple(f.name for f in fields(Row) if f.name not in STREAMS)
 
 
 @dataclass(frozen=True)
@@ -128,17 +143,17 @@ class RowBlock:
     """Rows one behind the other, one array per stream: what moves between processes."""
 
     lengths: np.ndarray  # [B] int32
-    streams: tuple[np.ndarray, ...]  # token_ids, sources, turn_ids, rewards, logprobs: [sum of lengths] each
-    owners: tuple[tuple[int, str, int, bool], ...]  # [B] of traj_id, group_id, policy_version, truncated
+    streams: tuple[np.ndarray, ...]  # those of STREAMS: [sum of lengths] each
+    owners: tuple[tuple[Any, ...], ...]  # [B] of the fields of a row that are not streams, in order
 
 
 def pack_rows(rows: Sequence[Row]) -> RowBlock:
     """Rows as a block; `unpack_rows` gives them back."""
-    streams = [(row.token_ids, row.sources, row.turn_ids, row.rewards, row.logprobs) for row in rows]
+    streams = [tuple(getattr(row, name) for name in STREAMS) for row in rows]
     return RowBlock(
         lengths=np.asarray([len(row) for row in rows], np.int32),
         streams=tuple(np.concatenate(arrays) for arrays in zip(*streams, strict=True)),
-        owners=tuple((row.traj_id, row.group_id, row.policy_version, row.truncated) for row in rows),
+        owners=tuple(tuple(getattr(row, name) for name in OWNED) for row in rows),
     )
 
 
@@ -148,6 +163,6 @@ def unpack_rows(block: RowBlock) -> list[Row]:
     starts = [0, *ends[:-1]]
     rows = []
     for start, end, owner in zip(starts, ends, block.owners, strict=False):
-        token_ids, sources, turn_ids, rewards, logprobs = (stream[start:end] for stream in block.streams)
-        rows.append(Row(token_ids, sources, turn_ids, rewards, logprobs, *owner))
+        streams = {name: stream[start:end] for name, stream in zip(STREAMS, block.streams, strict=True)}
+        rows.append(Row(**streams, **dict(zip(OWNED, owner, strict=True))))
     return rows

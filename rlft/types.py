@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 FinishReason = Literal["stop", "length", "abort"]
 Status = Literal["completed", "truncated", "failed"]
+Unit = Literal["row", "trajectory", "pair"]  # rows that a loss has to see together
 
 
 class Source(IntEnum):

@@ -8,11 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from rlft.types import Batch
+from rlft.types import Batch, Unit
 
 Need = Literal["old_logprobs", "ref_logprobs", "values", "baselines", "demonstrations", "turn_rewards"]
 Aggregation = Literal["token", "sequence", "constant"]
-Unit = Literal["row", "trajectory", "pair"]
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over learner ranks; identity on one
 AdvantageFn = Callable[[Batch, Reduce], Batch]
 LossFn = Callable[[Tensor, Batch], tuple[Tensor, dict[str, Tensor]]]
