@@ -11,15 +11,22 @@ Two gradients matter, both in expectation over the policy's own samples:
 
 So k2 belongs into the loss and k1 into the reward when KL(policy || other) is meant; k3 in
 the loss is what GRPO (arXiv:2402.03300, eq. 4) uses. Off-policy, all of this holds
-approximately. Every argument and result is [B, T], in nats.
+approximately. For the loss alone there are three more forms, see `penalty`.
+Every argument and result is [B, T], in nats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from rlft.errors import ConfigError
+
+Estimator = Literal["k1", "k2", "k3"]
+Form = Literal["k1", "k2", "k3", "k1+", "k3+", "k3_ratio"]
 
 
 def k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
@@ -41,4 +48,43 @@ def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio) - log_ratio
 
 
-ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+ESTIMATORS: Mapping[Estimator, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
+def penalty(form: Form, logprobs: Tensor, ref_logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """What a loss adds, times its coefficient, to keep the policy near the reference.
+
+    Value and gradient in expectation over the samples of the policy that `samples` names:
+
+    | form     | value                 | gradient              | samples |
+    |----------|-----------------------|-----------------------|---------|
+    | k1       | of KL(policy || ref)  | 0: no penalty at all  | policy  |
+    | k2       | biased                | of KL(policy || ref)  | policy  |
+    | k3       | of KL(policy || ref)  | of KL(ref || policy)  | policy  |
+    | k1+, k3+ | of KL(policy || ref)  | of KL(policy || ref)  | policy  |
+    | k3_ratio | of KL(policy || ref)  | of KL(policy || ref)  | old     |
+
+    "k1+" and "k3+" have the number of k1 or k3 and the gradient of k2 (straight-through), so these
+    three train alike and differ in what is logged. "k3_ratio" is policy / old times k3, both
+    with gradient: exact also after the policy has moved away from the one that sampled, with the
+    variance of an unclipped ratio. At the step's first update its gradient has the same expectation
+    as k2's. As terms of one loss per token, all leave out what a token does to the states after it.
+
+    Raises:
+        ConfigError: an unknown form.
+    """
+    match form:
+        case "k1" | "k2" | "k3":
+            return ESTIMATORS[form](logprobs, ref_logprobs)
+        case "k1+":
+            return _straight_through(k1(logprobs, ref_logprobs), k2(logprobs, ref_logprobs))
+        case "k3+":
+            return _straight_through(k3(logprobs, ref_logprobs), k2(logprobs, ref_logprobs))
+        case "k3_ratio":
+            return (logprobs - old_logprobs).exp() * k3(logprobs, ref_logprobs)
+    raise ConfigError(f"algorithm.kl: expected one of {', '.join(get_args(Form))}, got {form!r}")
+
+
+def _straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """The number of one with the gradient of the other."""
+    return value.detach() + gradient - gradient.detach()

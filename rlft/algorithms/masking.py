@@ -76,3 +76,22 @@ def masked(x: Tensor | None, mask: Tensor) -> Tensor:
     if x is None:
         raise ValueError("this stream of the batch is not filled: name it in Algorithm.needs, or fill it in Algorithm.advantages")
     return torch.where(mask, x, 0.0)
+
+
+def trajectory_sum(x: Tensor, mask: Tensor, traj_ids: Tensor) -> Tensor:
+    """Sum over a trajectory's trained tokens over all its rows, on each of them: [B, T], [B, T], [B] -> [B, 1].
+
+    The trajectory's rows must all be among the B: `Algorithm.unit` "trajectory" in a loss. Summed in float64
+    and rounded to x's type, so that padding and the order of rows hardly show. 0 where nothing is trained.
+    """
+    _, row = torch.unique(traj_ids, return_inverse=True)
+    per_row = masked(x, mask).sum(-1, dtype=torch.float64)
+    return per_row.new_zeros(len(row)).index_add(0, row, per_row)[row, None].to(x.dtype)
+
+
+def trajectory_mean(x: Tensor, mask: Tensor, traj_ids: Tensor) -> Tensor:
+    """Mean over a trajectory's trained tokens over all its rows, on each of them: [B, T], [B, T], [B] -> [B, 1].
+
+    As `trajectory_sum`; 0 where nothing is trained.
+    """
+    return trajectory_sum(x, mask, traj_ids) / trajectory_sum(torch.ones_like(x), mask, traj_ids).clamp(min=1)
