@@ -1,11 +1,13 @@
 """KL estimators against exact enumeration over a small categorical policy."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from rlft.algorithms.kl import ESTIMATORS, k1, k2, k3
+from rlft.algorithms.kl import ESTIMATORS, Form, k1, k2, k3, penalty
+from rlft.errors import ConfigError
 
 REF = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
 
@@ -101,3 +103,89 @@ def test_k3_keeps_its_precision_for_policies_that_nearly_agree():
 
 def test_estimators_have_the_names_of_their_functions():
     assert {name: fn.__name__ for name, fn in ESTIMATORS.items()} == {"k1": "k1", "k2": "k2", "k3": "k3"}
+
+
+OLD = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
+
+
+def expected(form, sampled_from):
+    """Value of the penalty over all outcomes, with the gradient that its samples give."""
+    return lambda lp: (sampled_from(lp).exp().detach() * penalty(form, lp, REF, OLD)).sum()
+
+
+def on_policy(lp):
+    return lp
+
+
+def off_policy(lp):
+    return OLD
+
+
+def value_of(build):
+    return build(policy()[1]).detach()
+
+
+KL = value_of(lambda lp: kl(lp, REF))
+
+
+def test_the_policies_of_these_tests_tell_all_answers_apart():
+    zero = torch.zeros_like(FORWARD)
+    for i, one in enumerate([FORWARD, REVERSE, zero]):
+        for other in [FORWARD, REVERSE, zero][i + 1 :]:
+            assert (one - other).abs().max() > 0.05
+    assert (OLD - policy()[1]).abs().max() > 0.5 and KL > 0.05
+
+
+@pytest.mark.parametrize("form", ["k1", "k3", "k1+", "k3+"])
+def test_a_penalty_of_the_policys_own_samples_has_the_value_of_kl(form):
+    torch.testing.assert_close(value_of(expected(form, on_policy)), KL)
+    assert abs(value_of(expected("k2", on_policy)) - KL) > 1e-3  # the control
+
+
+@pytest.mark.parametrize("form", ["k2", "k1+", "k3+"])
+def test_a_penalty_of_the_policys_own_samples_pulls_like_kl(form):
+    torch.testing.assert_close(gradient_of(expected(form, on_policy)), FORWARD)
+
+
+def test_the_penalties_k1_and_k3_pull_otherwise():
+    assert gradient_of(expected("k1", on_policy)).abs().max() < 1e-12
+    torch.testing.assert_close(gradient_of(expected("k3", on_policy)), REVERSE)
+
+
+def test_k3_ratio_has_value_and_gradient_of_kl_from_samples_of_the_old_policy():
+    torch.testing.assert_close(value_of(expected("k3_ratio", off_policy)), KL)
+    torch.testing.assert_close(gradient_of(expected("k3_ratio", off_policy)), FORWARD)
+
+
+@pytest.mark.parametrize("form", sorted(set(get_args(Form)) - {"k3_ratio"}))
+def test_no_other_form_has_value_and_gradient_of_kl_from_samples_of_the_old_policy(form):
+    far = abs(value_of(expected(form, off_policy)) - KL) > 0.01
+    assert far and (gradient_of(expected(form, off_policy)) - FORWARD).abs().max() > 0.01
+
+
+def test_k3_ratio_without_the_ratios_own_gradient_would_pull_toward_another_kl():
+    cut = gradient_of(lambda lp: (OLD.exp() * (lp - OLD).exp().detach() * k3(lp, REF)).sum())
+    torch.testing.assert_close(cut, REVERSE)
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "slope"),
+    [  # policy e^-1, reference 2 e^-1, old policy e^-1 / 3: log r = log 2, the ratio to the old policy is 3
+        ("k1", -math.log(2), 1.0),
+        ("k2", math.log(2) ** 2 / 2, -math.log(2)),
+        ("k3", 1 - math.log(2), -1.0),  # d(r - 1 - log r) = 1 - r
+        ("k1+", -math.log(2), -math.log(2)),
+        ("k3+", 1 - math.log(2), -math.log(2)),
+        ("k3_ratio", 3 * (1 - math.log(2)), 3 * (1 - math.log(2)) - 3),  # product rule: 3 k3 + 3 (1 - r)
+    ],
+)
+def test_penalties_and_their_slopes_are_as_worked_by_hand(form, value, slope):
+    logprobs = torch.tensor([[-1.0]], dtype=torch.float64, requires_grad=True)
+    got = penalty(form, logprobs, logprobs.detach() + math.log(2), logprobs.detach() - math.log(3))
+    got.sum().backward()
+    assert (got.item(), logprobs.grad.item()) == (pytest.approx(value), pytest.approx(slope))
+
+
+def test_an_unknown_form_names_the_known_ones():
+    with pytest.raises(ConfigError, match="algorithm.kl: expected one of k1, k2, k3, .*, got 'k4'"):
+        penalty("k4", torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))  # pyright: ignore

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlft.algorithms.masking import loss_weights, masked, masked_mean, weighted_sum
+from rlft.algorithms.masking import loss_weights, masked, masked_mean, trajectory_mean, trajectory_sum, weighted_sum
 from rlft.errors import ConfigError
 from rlft.testing.checks import example_batch, on_ranks
 
@@ -114,3 +114,23 @@ def test_masking_before_an_exp_keeps_nan_out_of_the_gradient():
 def test_a_stream_that_nobody_filled_is_a_clear_error():
     with pytest.raises(ValueError, match="Algorithm.needs"):
         masked(None, MASK)
+
+
+def test_sums_and_means_of_trajectories_are_as_worked_by_hand():
+    x = torch.tensor([[9.0, 1.0, 2.0], [9.0, 5.0, 9.0], [9.0, 9.0, 6.0], [9.0, 9.0, 9.0]])
+    total, mean = trajectory_sum(x, MASK, TRAJ_IDS), trajectory_mean(x, MASK, TRAJ_IDS)
+    assert total.tolist() == [[9.0], [5.0], [9.0], [0.0]]  # 1 + 2 + 6 over rows 0 and 2; nothing is trained in row 3
+    assert mean.tolist() == [[3.0], [5.0], [3.0], [0.0]] and mean.dtype == x.dtype
+
+
+def test_means_of_trajectories_are_not_means_of_their_rows():
+    x = torch.tensor([[0.0, 1.0, 2.0], [0.0, 5.0, 0.0], [0.0, 0.0, 6.0], [0.0, 0.0, 0.0]])
+    rows = torch.stack([masked_mean(x[i], MASK[i]) for i in (0, 2)])
+    assert trajectory_mean(x, MASK, TRAJ_IDS)[0] == 3.0 != rows.mean()
+
+
+def test_the_gradient_of_a_trajectorys_mean_reaches_its_trained_tokens_alone():
+    x = torch.tensor([[torch.nan, 1.0, 2.0], [torch.nan, 5.0, 9.0], [9.0, 9.0, 6.0], [9.0, 9.0, 9.0]], requires_grad=True)
+    trajectory_mean(x, MASK, TRAJ_IDS)[0].sum().backward()
+    third = 1 / 3
+    assert x.grad.flatten().tolist() == pytest.approx([0, third, third, 0, 0, 0, 0, 0, third, 0, 0, 0])
