@@ -199,7 +199,6 @@ class Batch:
     returns: Tensor | None = None  # [B, T] critic target
     kl_coef: Tensor | None = None  # [B, T] weight of a KL penalty
     entropy: Tensor | None = None  # [B, T] of the distribution that is being updated; carries gradient
-    entropy_coef: Tensor | None = None  # [B, T] weight of an entropy bonus
     is_weights: Tensor | None = None  # [B, T] importance weights engine -> learner
     ce_weights: Tensor | None = None  # [B, T] weights of supervised targets
     loss_weights: Tensor | None = None  # [B, T] share of the step's loss (algorithms/masking.py)

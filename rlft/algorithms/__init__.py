@@ -3,5 +3,6 @@
 BUILTIN = {
     "grpo": "rlft.algorithms.grpo:grpo",
     "dr_grpo": "rlft.algorithms.grpo:dr_grpo",
+    "dapo": "rlft.algorithms.grpo:dapo",
     "reinforce": "rlft.algorithms.reinforce:reinforce",
 }

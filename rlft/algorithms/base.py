@@ -50,7 +50,7 @@ class Algorithm:
         unit: rows that the loss has to see together: "row" alone, all of a "trajectory", or all of a "pair".
         tags: turns that are trained on, by their tag; empty for all.
         parts: reward parts that stand in `Batch.parts`, in this order.
-        controls: numbers that move with the run, by the stream of the batch that each fills ("kl_coef", "entropy_coef").
+        controls: numbers that move with the run, by the stream of the batch that each fills ("kl_coef").
     """
 
     name: str

@@ -187,7 +187,7 @@ def test_the_forward_passes_it_needs_follow_from_its_options():
     [
         ({"kl": "k2"}, "algorithm.kl = 'k2' needs kl_coef > 0"),
         ({"kl_in": "reward"}, "algorithm.kl_in = 'reward' needs kl_coef > 0"),
-        ({"kl": "k4", "kl_coef": 0.1}, "algorithm.kl: expected one of k1, k2, k3, got 'k4'"),
+        ({"kl": "k4", "kl_coef": 0.1}, "algorithm.kl: expected one of k1, k2, k3, k1+, k3+, k3_ratio, got 'k4'"),
         ({"kl_in": "rewards", "kl_coef": 0.1}, "algorithm.kl_in: expected one of loss, reward, got 'rewards'"),
         ({"overlong": "drop"}, "algorithm.overlong: expected one of keep, filter, got 'drop'"),
         ({"aggregation": "mean"}, "algorithm.aggregation: expected one of token, sequence, constant, got 'mean'"),
