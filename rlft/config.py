@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import importlib
-import inspect
-import sys
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlft.errors import ConfigError
+from rlft.names import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -35,6 +31,10 @@ class DataConfig(Section):
     system: str = ""  # system message put before every prompt
     limit: int | None = Field(default=None, ge=1)  # use at most this many rows
     shuffle: bool = True  # seeded, anew every epoch
+    curriculum: Literal["none", "easy_first", "learnable"] = "none"  # an epoch's order by pass rates of the run so far
+    min_pass_rate: float = Field(default=0.0, ge=0, le=1)  # tasks with a lower one are passed over
+    max_pass_rate: float = Field(default=1.0, ge=0, le=1)  # tasks with a higher one are passed over
+    min_attempts: int = Field(default=8, ge=1)  # graded trajectories before a task's pass rate counts
     options: dict[str, Any] = {}  # keyword arguments of a "module:function" source
 
 
@@ -55,6 +55,7 @@ class RewardPoolConfig(Section):
     processes: int = Field(default=1, ge=1)  # killable grading processes of each
     timeout_s: float = Field(default=10.0, gt=0)  # limit of one call of a reward that names none
     max_failed: float = Field(default=0.1, ge=0, le=1)  # share of a step that may stay ungraded before the run stops
+    per_turn: bool = False  # grade every turn, with the conversation up to it, instead of the trajectory's end
 
 
 class SamplingConfig(Section):
@@ -85,6 +86,10 @@ class RolloutConfig(SamplingConfig):
     memory: float = Field(default=0.9, gt=0)  # share of GPU memory; on CPU, GiB of KV cache
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     seed: int | None = None  # engine seed; None: the run's
+    entropy_target: float | None = Field(default=None, gt=0)  # nats per token that the temperature is moved toward; None: it stays
+    entropy_gain: float = Field(default=0.05, gt=0)  # largest change of log temperature in a step
+    min_temperature: float = Field(default=0.5, gt=0)
+    max_temperature: float = Field(default=1.5, gt=0)
     timeout_s: float = Field(default=1800.0, gt=0)  # longest wait for a step's rollouts
 
 
@@ -116,6 +121,15 @@ class LearnerConfig(Section):
     timeout_s: float = Field(default=1800.0, gt=0)  # longest wait for a step's update
 
 
+class CriticConfig(Section):
+    """The model of values, for algorithms that need one. It trains beside the policy, under the same DeepSpeed options."""
+
+    model: str = ""  # folder or Hub name; "" = the run's model
+    shared: bool = False  # a value head on the policy's own body instead of a model
+    lr: float = Field(default=1e-5, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)  # first updates in which only the critic learns
+
+
 class EvalConfig(SamplingConfig):
     """Held-out evaluation. Without `data.source` there is none."""
 
@@ -134,20 +148,55 @@ class GuardsConfig(Section):
     ungraded: float = Field(default=0.01, ge=0, le=1)  # share of a step without a verdict
     length: float = Field(default=2.0, gt=1)  # factor between the mean length now and at first
     drift_fall: float = Field(default=0.0, ge=0)  # of the held-out score beyond its interval, while a part rises
-    stop: list[Literal["ungraded", "length", "drift"]] = []
+    mismatch: float = Field(default=0.0, ge=0, le=1)  # mean |p_learner - p_engine| from which the alarm sounds; 0 = never
+    stop: list[Literal["ungraded", "length", "drift", "mismatch"]] = []
 
 
 class TrackingConfig(Section):
     """What a run leaves."""
 
     save_every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = only the last
+    save_state: bool = True  # keep the optimizer in the newest checkpoint, so that a resumed run goes on as if never interrupted
     rollouts_every: int = Field(default=1, ge=0)  # steps between stored rollouts; 0 = none
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "rlft"
 
 
+class UntilConfig(Section):
+    """When a stage ends before its steps are over."""
+
+    metric: str = Field(min_length=1)  # any that metrics.jsonl records, such as "eval/mean"
+    above: float | None = None
+    below: float | None = None
+    for_steps: int = Field(default=1, ge=1)  # records of the metric in a row
+
+
+class StageConfig(Section):
+    """One stage: its length, and what it sets otherwise than the run."""
+
+    name: str = ""
+    steps: int = Field(ge=1)
+    until: UntilConfig | None = None
+    reference: Literal["run", "stage"] = "run"  # frozen reference: the run's model, or the weights that the stage starts from
+    first_attempts: float = Field(default=0.0, ge=0, le=1)  # share of tasks that begin with an attempt of the run's model
+    data: dict[str, Any] = {}
+    env: dict[str, Any] = {}
+    reward: dict[str, Any] = {}
+    reward_pool: dict[str, Any] = {}
+    algorithm: dict[str, Any] = {}
+    rollout: dict[str, Any] = {}
+    learner: dict[str, Any] = {}
+    critic: dict[str, Any] = {}
+    eval: dict[str, Any] = {}
+    guards: dict[str, Any] = {}
+
+
+REPLACED = ("env", "reward", "algorithm")  # a stage's table stands instead of the run's; others change key by key
+MERGED = ("data", "reward_pool", "rollout", "learner", "critic", "eval", "guards")
+
+
 class RunConfig(Section):
-    """One run."""
+    """One run. With `stages`, `steps` is the sum of theirs."""
 
     model: str  # folder or Hub name
     steps: int = Field(default=100, ge=1)
@@ -163,13 +212,28 @@ class RunConfig(Section):
     algorithm: dict[str, Any] = {"name": "grpo"}
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    critic: CriticConfig = CriticConfig()
     eval: EvalConfig = EvalConfig()
     guards: GuardsConfig = GuardsConfig()
     tracking: TrackingConfig = TrackingConfig()
+    stages: list[StageConfig] = []
 
     def to_toml(self) -> str:
         """The resolved run file, defaults included."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        return tomli_w.dumps(self.model_dump(exclude_none=True, exclude={"steps"} if self.stages else None))
+
+    def of_stage(self, index: int) -> RunConfig:
+        """The run file of one stage: the run's, with what the stage sets. Raises ConfigError."""
+        stage, table = self.stages[index], self.model_dump(exclude_none=True, exclude={"stages"})
+        changes = stage.model_dump()
+        for name in REPLACED:
+            table[name] = changes[name] or table[name]
+        for name in MERGED:
+            _merge(table[name], changes[name])
+        try:
+            return validate({**table, "steps": stage.steps})
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"stages[{index}].{line}" for line in str(error).splitlines())) from None
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -195,57 +259,21 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def validate(table: Mapping[str, Any]) -> RunConfig:
-    """Build a RunConfig from plain tables. Raises ConfigError."""
+    """Build a RunConfig from plain tables; every stage is checked as a run file of its own. Raises ConfigError."""
     try:
         config = RunConfig.model_validate(dict(table))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
-    _check_options_apply(config)
-    return config
-
-
-def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | str], where: str) -> Callable[..., Any]:
-    """The callable that a table names, with the table's other keys bound as keywords.
-
-    `name` is a short built-in name or "module:attribute", so a user's own reward, env or
-    algorithm needs no registration. `builtin` may map to "module:attribute" too (loaded when used).
-
-    Raises:
-        ConfigError: unknown name, failed import, or a key that the callable does not take.
-    """
-    kwargs = dict(table)
-    name = kwargs.pop("name", None)
-    target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
-    if name is None:
-        raise ConfigError(f"{where}.name is missing{nearest('', builtin)}, or 'module:attribute'")
-    if target is None:
-        raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
-    fn = import_object(target) if isinstance(target, str) else target
-    parameters = inspect.signature(fn).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in kwargs:
-            if key not in parameters:
-                raise ConfigError(f"{where}.{name}: unknown option {key!r}{nearest(key, parameters)}")
-    return functools.partial(fn, **kwargs) if kwargs else fn
-
-
-def import_object(path: str) -> Any:
-    """Import "module:attribute"; the current folder counts as importable. Raises ConfigError."""
-    module, _, attribute = path.partition(":")
-    if not module or not attribute:
-        raise ConfigError(f"cannot import {path!r}: expected 'module:attribute'")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot import {path!r}: {error}") from error
-
-
-def nearest(key: str, valid: Iterable[str]) -> str:
-    """What to write instead of `key`, as the end of an error message."""
-    near = difflib.get_close_matches(key, list(valid), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
+    if not config.stages:
+        _check_options_apply(config)
+        return config
+    if "steps" in table:
+        raise ConfigError(f"steps: every stage has its own, got {config.steps} for the run; remove it")
+    for index, stage in enumerate(config.stages):
+        config.of_stage(index)
+        if stage.until and (stage.until.above is None) == (stage.until.below is None):
+            raise ConfigError(f"stages[{index}].until: expected one of above and below")
+    return config.model_copy(update={"steps": sum(stage.steps for stage in config.stages)})
 
 
 def local_file(path: str | Path) -> Path | None:
@@ -301,22 +329,37 @@ def _apply(table: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     if error["type"] == "extra_forbidden":
         *parents, leaf = error["loc"]
-        section: type[BaseModel] = RunConfig
-        for parent in parents:
-            section = section.model_fields[parent].annotation  # type: ignore[assignment]
+        section: Any = RunConfig
+        for parent in parents:  # the number of a stage leads to what the list holds, the name of a field to its section
+            section = section if isinstance(parent, int) else _section(section.model_fields[parent].annotation)
         return f"{where}: unknown key{nearest(leaf, section.model_fields)}"
     if error["type"] == "missing":
-        return f"{where}: missing; every run file must set it"
+        return f"{where}: missing; every {'stage' if error['loc'][0] == 'stages' else 'run file'} must set it"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _section(annotation: Any) -> Any:
+    """The section in an annotation such as `list[Section]` or `Section | None`."""
+    return next((part for part in get_args(annotation) if part is not type(None)), annotation)
+
+
+def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Change a section key by key; of sections inside it too, while a plain table replaces the one before."""
+    for key, value in changes.items():
+        if key == "data" and isinstance(value, dict):  # [eval.data] is the only section inside another
+            _merge(table[key], value)
+        else:
+            table[key] = value
 
 
 def _check_options_apply(config: RunConfig) -> None:
     """An option that cannot have an effect is an error, never a silent no-op."""
-    rollout, learner, data = config.rollout, config.learner, config.data
-    rules = [
+    rollout, learner, data, held_out = config.rollout, config.learner, config.data, config.eval.data
+    filtered = data.min_pass_rate > 0 or data.max_pass_rate < 1
+    rules: list[tuple[Section, tuple[str, ...], bool, str]] = [
         (learner, ("lora_alpha", "lora_targets"), learner.lora_rank > 0, "needs lora_rank > 0"),
         (learner, ("min_lr_ratio",), learner.schedule != "constant", "needs schedule = 'linear' or 'cosine'"),
         (learner, ("offload_optimizer",), learner.zero_stage in (1, 2, 3) or not learner.offload_optimizer, "needs zero_stage 1, 2 or 3"),
@@ -325,8 +368,13 @@ def _check_options_apply(config: RunConfig) -> None:
         (config.tracking, ("wandb_project",), config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
         (config.eval, ("every", "samples", "greedy", "pass_k"), bool(config.eval.data.source), "needs eval.data.source"),
         (data, ("options",), ":" in data.source or not data.options, "applies to a 'module:function' source only"),
+        (data, ("min_attempts",), filtered, "needs min_pass_rate or max_pass_rate"),
+        (data, ("shuffle",), data.curriculum != "learnable", "has no effect with curriculum = 'learnable', which draws at random"),
+        (held_out, ("curriculum", "min_pass_rate", "max_pass_rate", "min_attempts"), False, "applies to training tasks only"),
+        (rollout, ("entropy_gain", "min_temperature", "max_temperature"), rollout.entropy_target is not None, "needs entropy_target"),
+        (config.critic, ("model",), not config.critic.shared, "has no effect with shared = true"),
     ]
-    names = {id(getattr(config, name)): name for name in RunConfig.model_fields}
+    names = {id(getattr(config, name)): name for name in RunConfig.model_fields} | {id(held_out): "eval.data"}
     for section, keys, applies, reason in rules:
         for key in keys:
             if not applies and getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
@@ -335,3 +383,10 @@ def _check_options_apply(config: RunConfig) -> None:
         raise ConfigError(f"eval.pass_k {max(config.eval.pass_k)} needs at least as many eval.samples, got {config.eval.samples}")
     if rollout.max_tokens >= rollout.max_model_len:
         raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {rollout.max_model_len}")
+    if data.min_pass_rate > data.max_pass_rate:
+        raise ConfigError(f"data.min_pass_rate {data.min_pass_rate:g} is above max_pass_rate {data.max_pass_rate:g}: no task would be left")
+    if rollout.entropy_target is not None and not rollout.min_temperature <= rollout.temperature <= rollout.max_temperature:
+        bounds = f"min_temperature {rollout.min_temperature:g} and max_temperature {rollout.max_temperature:g}"
+        raise ConfigError(f"rollout.temperature: expected a start between {bounds}, got {rollout.temperature:g}")
+    if "mismatch" in config.guards.stop and not config.guards.mismatch:
+        raise ConfigError("guards.stop: 'mismatch' needs guards.mismatch, the limit from which it sounds")

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlft.config import DataConfig, bind, looks_local
+from rlft.config import DataConfig, looks_local
 from rlft.errors import ConfigError, DataError
+from rlft.names import bind
 from rlft.types import Message, Task
 
 SUFFIXES = (".jsonl", ".json", ".parquet")

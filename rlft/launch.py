@@ -22,9 +22,10 @@ from rlft.actors.rollout_worker import RolloutWorker
 from rlft.actors.rollouts import Grading, Probe, Rollouts
 from rlft.actors.weight_transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm
-from rlft.config import RunConfig, bind
+from rlft.config import RunConfig
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, StallError
+from rlft.names import bind
 from rlft.rewards.compose import PackedGrader
 from rlft.rewards.grader import UsesEngines
 from rlft.rewards.learned.judge import POLICY

@@ -22,10 +22,11 @@ MAX_FUNCTION_LINES = 70
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
-    "config": {"types", "errors"},
+    "names": {"errors"},
+    "config": {"types", "errors", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
-    "rewards": {"types", "errors", "config", "sandbox"},
+    "rewards": {"types", "errors", "names", "config", "sandbox"},
     "envs": {"types", "errors", "sandbox"},
     "rollout": {"types", "errors", "envs"},
     "rows": {"types"},

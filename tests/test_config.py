@@ -1,9 +1,14 @@
+from __future__ import annotations
+
+from typing import TypedDict, Unpack
+
 import pytest
 from pydantic import BaseModel
 
-from rlft import config
-from rlft.config import RECIPES, RunConfig, bind, load, validate
+from rlft import names
+from rlft.config import RECIPES, RunConfig, load, validate
 from rlft.errors import ConfigError
+from rlft.names import bind
 
 
 def write(tmp_path, text):
@@ -49,6 +54,14 @@ def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrid
         ("eval.every=10", "eval.every needs eval.data.source"),
         ("data.options={seed = 1}", "data.options applies to a 'module:function' source only"),
         ("rollout.max_tokens=9999", "leaves no room for a prompt"),
+        ("data.min_attempts=3", "data.min_attempts needs min_pass_rate or max_pass_rate"),
+        ("data={min_pass_rate = 0.9, max_pass_rate = 0.2}", "data.min_pass_rate 0.9 is above max_pass_rate 0.2"),
+        ('data={shuffle = false, curriculum = "learnable"}', "data.shuffle has no effect with curriculum = 'learnable'"),
+        ('eval.data={source = "x.jsonl", max_pass_rate = 0.5}', "eval.data.max_pass_rate applies to training tasks only"),
+        ("rollout.min_temperature=0.1", "rollout.min_temperature needs entropy_target"),
+        ("rollout={entropy_target = 0.3, temperature = 2.0}", "rollout.temperature: expected a start between .*, got 2"),
+        ('critic={shared = true, model = "m"}', "critic.model has no effect with shared = true"),
+        ('guards.stop=["mismatch"]', "guards.stop: 'mismatch' needs guards.mismatch"),
     ],
 )
 def test_an_option_without_effect_is_an_error(tmp_path, override, message):
@@ -83,22 +96,44 @@ def test_a_resolved_run_file_reads_back_as_itself(tmp_path, recipe):
     assert validate({"model": "m"}) != run  # the control: a recipe is not all defaults
 
 
-def test_there_are_no_more_than_about_a_hundred_keys():
+def test_there_are_no_more_than_about_a_hundred_and_twenty_keys():
     def count(section):
         annotations = [field.annotation for field in section.model_fields.values()]
         return sum(count(a) if isinstance(a, type) and issubclass(a, BaseModel) else 1 for a in annotations)
 
-    assert 50 < count(RunConfig) <= 100
+    assert 50 < count(RunConfig) <= 125
 
 
 def make_guess(secret: int = 3, *, low: int = 0):
     return secret, low
 
 
+class Shared(TypedDict, total=False):
+    weight: float
+
+
+def make_method(clip: float = 0.2, **shared: Unpack[Shared]):
+    return clip, shared
+
+
+def make_anything(**options):
+    return options
+
+
+def test_options_behind_a_typed_dict_are_known_by_its_keys():
+    assert bind({"name": "m", "weight": 2.0}, {"m": make_method}, "algorithm")() == (0.2, {"weight": 2.0})
+    for key, near in (("wieght", "weight"), ("clp", "clip")):
+        with pytest.raises(ConfigError, match=f"algorithm.m: unknown option '{key}'; did you mean '{near}'"):
+            bind({"name": "m", key: 1}, {"m": make_method}, "algorithm")
+    with pytest.raises(ConfigError, match="unknown option 'shared'"):
+        bind({"name": "m", "shared": {}}, {"m": make_method}, "algorithm")
+    assert bind({"name": "a", "wieght": 1}, {"a": make_anything}, "algorithm")() == {"wieght": 1}  # the control: it takes anything
+
+
 def test_names_resolve_to_built_ins_and_to_imports_with_their_options_bound():
     assert bind({"name": "guess", "secret": 5}, {"guess": make_guess}, "env")() == (5, 0)
-    assert bind({"name": "rlft.config:nearest"}, {}, "env") is config.nearest
-    assert bind({"name": "ok"}, {"ok": "rlft.config:nearest"}, "env") is config.nearest
+    assert bind({"name": "rlft.names:nearest"}, {}, "env") is names.nearest
+    assert bind({"name": "ok"}, {"ok": "rlft.names:nearest"}, "env") is names.nearest
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,12 @@ from rlft import Completion, Task, Trajectory, Turn, preference_report
 from rlft.actors.weight_transfer import choose_transfer
 from rlft.algorithms import BUILTIN as ALGORITHMS
 from rlft.cli import app
-from rlft.config import RunConfig, import_object, load, validate
+from rlft.config import RunConfig, load, validate
 from rlft.data import load_tasks
 from rlft.evaluation import summarize
 from rlft.launch import make_algorithm, make_env_fn
 from rlft.metrics import rollout_metrics
+from rlft.names import import_object
 from rlft.recipes.addition import addition
 from rlft.rewards.compose import BUILTIN as REWARDS
 from rlft.rewards.compose import compose

@@ -11,8 +11,8 @@ from typing import Any
 
 import cloudpickle
 
-from rlft.config import bind, import_object
 from rlft.errors import ConfigError
+from rlft.names import bind, import_object
 from rlft.rewards.grader import Canary, Defaults, Kind, Rule, Scorer, Term
 
 # What ships, by module of this package.

@@ -13,8 +13,8 @@ from rlft.algorithms import BUILTIN
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.grpo import dr_grpo, grpo
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.config import bind
 from rlft.errors import ConfigError
+from rlft.names import bind
 from rlft.testing.checks import check_algorithm, example_batch
 from rlft.types import Batch
 

@@ -8,8 +8,8 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from rlft.config import import_object
 from rlft.errors import ConfigError, RewardError
+from rlft.names import import_object
 from rlft.rewards.builtin import exact_match, regex
 from rlft.rewards.compose import BUILTIN, compose, pack
 from rlft.rewards.grader import Rule, spoken, verdicts

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlft.config import import_object
+from rlft.names import import_object
 from rlft.rewards.grader import Rule, spoken, verdicts
 from rlft.types import Task
 

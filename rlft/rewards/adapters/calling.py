@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from rlft.config import import_object
 from rlft.errors import RewardError
+from rlft.names import import_object
 from rlft.types import Message, Task, Trajectory
 
 Given = TypeVar("Given")
