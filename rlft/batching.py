@@ -99,21 +99,21 @@ def micro_batches(batch: Batch, max_tokens: int, at_least: int = 1, unit: Unit =
     are `at_least` as many (every rank must run the same number).
     """
     lengths = batch.attention_mask.sum(-1)
-    units = _units(batch, unit)
-    widths = [int(lengths[rows].max()) for rows in units]
-    order = sorted(range(len(units)), key=lambda i: widths[i])
+    kept = units(batch, unit)
+    widths = [int(lengths[rows].max()) for rows in kept]
+    order = sorted(range(len(kept)), key=lambda i: widths[i])
     chunks: list[list[int]] = [[]]
     for i in order:
-        if chunks[-1] and widths[i] * (len(chunks[-1]) + len(units[i])) > max_tokens:
+        if chunks[-1] and widths[i] * (len(chunks[-1]) + len(kept[i])) > max_tokens:
             chunks.append([])
-        chunks[-1] += units[i]
+        chunks[-1] += kept[i]
     parts = [_narrow(batch.rows(chunk)) for chunk in chunks if chunk]
     while len(parts) < at_least:
-        parts.append(_without_loss(_narrow(batch.rows(units[order[0]]))))
+        parts.append(_without_loss(_narrow(batch.rows(kept[order[0]]))))
     return parts
 
 
-def _units(batch: Batch, unit: Unit) -> list[list[int]]:
+def units(batch: Batch, unit: Unit) -> list[list[int]]:
     """Row numbers of every unit. Trajectories without a pair are units of their own."""
     if unit == "row":
         return [[row] for row in range(len(batch.traj_ids))]
@@ -129,11 +129,11 @@ def minibatches(batch: Batch, number: int, generator: torch.Generator) -> list[B
     in random order. With fewer of them than parts the surplus parts hold a row without a trained token."""
     if number == 1:
         return [batch]
-    units = _units(batch, "pair")
-    shuffled = torch.randperm(len(units), generator=generator)
+    kept = units(batch, "pair")
+    shuffled = torch.randperm(len(kept), generator=generator)
     parts = []
     for chosen in shuffled.tensor_split(number):
-        rows = sorted(row for i in chosen.tolist() for row in units[i])
+        rows = sorted(row for i in chosen.tolist() for row in kept[i])
         parts.append(batch.rows(rows) if rows else _without_loss(batch.rows([0])))
     return parts
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlft.algorithms.base import Algorithm, Reduce
 from rlft.algorithms.masking import loss_weights, weighted_sum
+from rlft.batching import units
 from rlft.types import PER_ROW, Batch, Source
 
 Share = TypeVar("Share")
@@ -28,7 +29,8 @@ def example_batch(group_sizes: Sequence[int] = (4, 3, 1), tokens: int = 12, seed
     """Random rows of uneven length, with every stream filled that a learner may fill.
 
     The first trajectory of each group of three or more is cut into two rows, the last one
-    of the first group is truncated. Rewards are multiples of 1/8, on trained tokens.
+    of the first group is truncated. Every trajectory has up to two turns; those of one that is cut
+    have a row each. Rewards are multiples of 1/8, on the last tokens of turns.
     """
     g = torch.Generator().manual_seed(seed)
     rows = [(traj, group, truncated) for traj, group, truncated, copies in _members(group_sizes) for _ in range(copies)]
@@ -44,13 +46,23 @@ def example_batch(group_sizes: Sequence[int] = (4, 3, 1), tokens: int = 12, seed
     def noise() -> Tensor:
         return torch.where(trained, -2 * torch.rand(B, T, generator=g), 0.0)
 
+    def eighths(*shape: int) -> Tensor:
+        return torch.randint(-8, 9, shape, generator=g) / 8
+
+    second_row = torch.tensor([row > 0 and rows[row - 1][0] == traj for row, (traj, _, _) in enumerate(rows)])[:, None]
+    cut = second_row | second_row.roll(-1, 0)
+    later = ((t >= 2) & real & ~trained).cumsum(-1) > 0  # after the environment spoke
+    turn_ids = torch.where(trained, torch.where(cut, second_row, later).long(), -1)
+    ends = torch.where(turn_ids == 0, t, -1).amax(-1, keepdim=True) == t
+    rewards = torch.where(t == lengths - 1, eighths(B, T), 0.0)
+
     return Batch(
         token_ids=torch.where(real, torch.randint(1, 50, (B, T), generator=g), 0),
         attention_mask=real,
         loss_mask=trained,
         sources=torch.where(real, sources, Source.PADDING),
-        turn_ids=torch.where(trained, 0, -1),
-        rewards=torch.where(t == lengths - 1, torch.randint(-8, 9, (B, T), generator=g) / 8, 0.0),
+        turn_ids=turn_ids,
+        rewards=torch.where(ends & (turn_ids == 0), eighths(B, T), rewards),
         rollout_logprobs=noise(),
         traj_ids=traj_ids,
         group_ids=group_ids,
@@ -59,6 +71,9 @@ def example_batch(group_sizes: Sequence[int] = (4, 3, 1), tokens: int = 12, seed
         old_logprobs=noise(),
         ref_logprobs=noise(),
         values=noise(),
+        entropy=-noise(),
+        baselines=eighths(len(group_sizes))[group_ids],
+        pass_rates=torch.rand(len(group_sizes), generator=g)[group_ids],
     )
 
 
@@ -112,15 +127,23 @@ def check_algorithm(algorithm: Algorithm, *, baseline: bool = True) -> None:
     if baseline:
         _check_baseline(algorithm, given, filled)
     _check_ranks(algorithm, given, filled)
-    _check_loss(algorithm, filled)
-    _check_mask(algorithm, filled)
-    _check_layout(algorithm, given, filled)
+    losses = [algorithm] if algorithm.value_loss is None else [algorithm, replace(algorithm, loss=algorithm.value_loss)]
+    for one in losses:
+        _check_loss(one, filled)
+        _check_mask(one, filled)
+        _check_layout(one, given, filled)
 
 
 def _annotated(batch: Batch, algorithm: Algorithm) -> Batch:
     """Only what the algorithm declared: an undeclared field is absent, as in a run."""
-    absent = {"old_logprobs", "ref_logprobs", "values"} - algorithm.needs
-    return replace(batch, **dict.fromkeys(absent))
+    absent = {"old_logprobs", "ref_logprobs", "values", "baselines"} - algorithm.needs
+    g = torch.Generator().manual_seed(2)
+    parts = torch.randint(-8, 9, (int(batch.traj_ids.max()) + 1, len(algorithm.parts)), generator=g)[batch.traj_ids] / 8
+    batch = replace(batch, **dict.fromkeys(absent), parts=parts if algorithm.parts else None)
+    if "demonstrations" not in algorithm.needs:
+        return batch
+    last = torch.zeros_like(batch.group_ids).scatter_reduce(0, batch.group_ids, batch.traj_ids, "amax")[batch.group_ids] == batch.traj_ids
+    return replace(batch, sources=torch.where(batch.loss_mask & last[:, None], Source.DEMONSTRATION, batch.sources))
 
 
 def _check_advantages(algorithm: Algorithm, given: Batch, baseline: bool) -> Batch:
@@ -183,7 +206,9 @@ def _check_loss(algorithm: Algorithm, filled: Batch) -> None:
     whole, gradient = _step(algorithm, filled, _some_logprobs(filled))
     weighed = _weighed(algorithm, filled)
     total, pieces = 0.0, torch.zeros_like(gradient)
-    for rows in ([4], [0, 5, 6], [1], [3, 2, *range(7, len(gradient))]):
+    kept = units(filled, algorithm.unit)
+    for start in range(min(3, len(kept))):
+        rows = [row for unit in kept[start::3] for row in unit]
         part, pieces[rows] = _backward(algorithm, weighed.rows(rows), _some_logprobs(filled).detach()[rows])
         total += part
     same = abs(total - whole) < 1e-5 and torch.allclose(pieces, gradient, atol=1e-6)
@@ -194,7 +219,7 @@ def _check_mask(algorithm: Algorithm, filled: Batch) -> None:
     mask = filled.loss_mask
     whole, gradient = _step(algorithm, filled, _some_logprobs(filled))
     assert gradient.isfinite().all() and not gradient[~mask].any(), "mask: tokens off the loss mask must receive no gradient"
-    streams = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values")
+    streams = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "entropy")
     holes = {name: torch.where(mask, x, torch.nan) for name in streams if (x := getattr(filled, name)) is not None}
     logprobs = torch.where(mask, _some_logprobs(filled).detach(), torch.nan)
     got, with_holes = _step(algorithm, replace(filled, **holes), logprobs)
@@ -282,7 +307,8 @@ def _cut_in_two(batch: Batch, row: int) -> tuple[list[int], Batch]:
     last = int(batch.attention_mask[row].sum()) - 1
     loss_mask, rewards = cut.loss_mask.clone(), cut.rewards.clone()
     loss_mask[row, last:], loss_mask[-1, :last] = False, False
-    rewards[row, last], rewards[row, last - 1] = 0.0, 0.5
+    rewards[-1, :last] = 0.0
+    rewards[row, last], rewards[row, last - 1] = 0.0, rewards[row, last - 1] + 0.5
     rewards[-1, last] -= 0.5
     return origin, replace(cut, loss_mask=loss_mask, rewards=rewards)
 

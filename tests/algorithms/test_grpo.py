@@ -185,8 +185,8 @@ def test_the_forward_passes_it_needs_follow_from_its_options():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl": "k2"}, "algorithm.kl = 'k2' needs kl_coef > 0"),
-        ({"kl_in": "reward"}, "algorithm.kl_in = 'reward' needs kl_coef > 0"),
+        ({"kl": "k2"}, "algorithm.kl needs kl_coef > 0"),
+        ({"kl_in": "reward"}, "algorithm.kl_in needs kl_coef > 0"),
         ({"kl": "k4", "kl_coef": 0.1}, "algorithm.kl: expected one of k1, k2, k3, k1+, k3+, k3_ratio, got 'k4'"),
         ({"kl_in": "rewards", "kl_coef": 0.1}, "algorithm.kl_in: expected one of loss, reward, got 'rewards'"),
         ({"overlong": "drop"}, "algorithm.overlong: expected one of keep, filter, got 'drop'"),
