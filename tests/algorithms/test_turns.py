@@ -119,9 +119,9 @@ def some_trajectories(seed, number=9):
     for i in range(number):
         steps = []
         for k in range(rng.randint(1, 4)):
-            rewritten = k > 0 and steps[-1][3] != "injected" and rng.random() < 0.3
-            how = "rewrite" if rewritten else rng.choice(["injected", ""]) if k == 0 else ""
-            empty = how == "" and k > 0 and rng.random() < 0.3
+            after = steps[-1][3] if steps else "start"
+            how = rng.choice(["injected", ""]) if k == 0 else rng.choice(["rewrite", "", ""]) if after != "injected" else ""
+            empty = how == "" and after in ("", "rewrite") and rng.random() < 0.3
             sampled = [] if empty else [rng.randint(10, 19) for _ in range(rng.randint(1, 4))]
             steps.append(([rng.randint(1, 2) for _ in range(rng.randint(1, 2))], sampled, rng.randint(-8, 8) / 8, how))
         out.append(play(steps, index=i // 3, group=f"g{i % 3}", reward=rng.randint(0, 8) / 8))
