@@ -35,7 +35,7 @@ def ppo_clip(
         logprobs: [B, T], carries the gradient.
         old_logprobs, advantages: [B, T].
         dual_clip: > 1; where A < 0 the loss is at most -dual_clip * A, so that a bad token that became
-            likely cannot outweigh all others (arXiv:1912.09729, eq. 5, with 3).
+            likely cannot outweigh all others (arXiv:1912.09729, with 3).
 
     Returns:
         loss [B, T], and clipped [B, T] bool: tokens whose gradient is cut.
@@ -60,7 +60,7 @@ def gspo(
 ) -> tuple[Tensor, Tensor]:
     """`ppo_clip` with the trajectory's ratio s = exp(mean log-ratio over its trained tokens) (arXiv:2507.18071).
 
-    "sequence" (eq. 5) has s itself on each token; "token" (GSPO-token, eq. 13) has s in value and the token's own
+    "sequence" has s itself on each token; "token" (the paper's GSPO-token) has s in value and the token's own
     gradient, for advantages that differ within a trajectory. Where they do not, both have the same gradient under
     aggregation "sequence", the paper's. The bounds are on s, hence small: 3e-4 and 4e-4 in the paper.
     """
@@ -71,7 +71,7 @@ def gspo(
 
 
 def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> tuple[Tensor, Tensor]:
-    """-clip(ratio, 1 - clip_low, 1 + clip_high) A log p, the clipped ratio without gradient (arXiv:2506.13585, eq. 4).
+    """-clip(ratio, 1 - clip_low, 1 + clip_high) A log p, the clipped ratio without gradient (arXiv:2506.13585).
 
     No token's gradient is cut: a ratio out of bounds only weighs no more than the bound.
 
@@ -92,7 +92,7 @@ def gmpo(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Tensor, Tensor]:
-    """-A times the geometric mean of the trajectory's clipped token ratios (arXiv:2507.20673, eq. 4).
+    """-A times the geometric mean of the trajectory's clipped token ratios (arXiv:2507.20673).
 
     Every log-ratio is clipped to [-clip_low, clip_high] on the side that A's sign rewards, then they are averaged
     over the trajectory's trained tokens; 0.4 on both sides in the paper. Under aggregation "sequence" a
