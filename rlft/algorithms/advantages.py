@@ -182,5 +182,5 @@ def whiten(x: Tensor, mask: Tensor, reduce: Reduce, center: bool = True, eps: fl
     total, number = reduce(torch.stack([x.sum(), mask.sum().double()]))
     number = number.clamp(min=1)
     centered = masked(x - total / number, mask) if center else x
-    std = (reduce(centered.square().sum()) / number).sqrt()
-    return (centered / (std + eps)).float()
+    std = torch.sqrt(reduce(centered.square().sum()) / number)
+    return (centered / (eps + std)).float()
