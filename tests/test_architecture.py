@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
     "rewards": {"types", "errors", "names", "config", "sandbox"},
-    "envs": {"types", "errors", "sandbox"},
+    "envs": {"types", "errors", "names", "sandbox"},
     "rollout": {"types", "errors", "envs"},
     "rows": {"types"},
     "batching": {"types", "errors", "rows"},

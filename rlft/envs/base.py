@@ -24,8 +24,9 @@ class Step:
 class Env(Protocol):
     """One episode, one instance: built from a Task, reset once, closed once.
 
-    `tools` are function schemas that the chat template renders. A method may name the turn
-    it asks for next in `tag` ("attempt", "reflection", ...).
+    `tools` are function schemas that the chat template renders. An environment may name the turn
+    it asks for next in `tag` ("attempt", "reflection", ...), and say with `gives_turn_rewards = True`
+    that the rewards of its turns tell how good each was, as algorithms that need "turn_rewards" ask.
     """
 
     tools: Sequence[ToolSpec]

@@ -19,6 +19,8 @@ Answer = TypeVar("Answer")
 class Policy(Protocol):
     """Samples a completion of a context; `room` is what the context limit leaves."""
 
+    @property
+    def version(self) -> int: ...
     def room(self, prompt_ids: Sequence[int]) -> int: ...
     async def generate(self, prompt_ids: Sequence[int]) -> Completion: ...
 
@@ -31,7 +33,8 @@ async def run_episode(
     Sampled ids are carried forward verbatim. The episode is "completed" when the
     environment says it is done after an answer that ended by itself; it is "truncated"
     when an answer, the context or the number of turns ran out; it is "failed" when the
-    environment raised, or gave a reward that is no finite number.
+    environment raised, or gave a reward that is no finite number. A task's `first_attempt` is
+    the first turn, instead of a sample: its tokens are hints, of the policy's version at that time.
     """
     turns: list[Turn] = []
     step = Step()
@@ -41,10 +44,11 @@ async def run_episode(
         sources = [int(Source.PROMPT)] * len(ids)
         while policy.room(ids) > 0:
             tag = getattr(env, "tag", "")
-            completion = await policy.generate(ids)
+            injected = bool(task.first_attempt) and not turns
+            completion = _injected(task, policy, renderer) if injected else await policy.generate(ids)
             action = renderer.parse(completion.token_ids)
             step = _checked(await _ask(env.step(action), env), env)
-            sources = sources + [int(Source.POLICY)] * len(completion.token_ids)
+            sources = sources + [int(Source.HINT if injected else Source.POLICY)] * len(completion.token_ids)
             turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
                 break
@@ -60,6 +64,11 @@ async def run_episode(
         return Trajectory(task, index, (), "failed", group_id, error=f"the first prompt, {len(ids)} tokens, leaves no room for an answer")
     ended = step.done and turns[-1].completion.finish_reason == "stop"
     return Trajectory(task, index, tuple(turns), "completed" if ended else "truncated", group_id, feedback=step.feedback)
+
+
+def _injected(task: Task, policy: Policy, renderer: Renderer) -> Completion:
+    ids = renderer.target(task.first_attempt)
+    return Completion(ids, [0.0] * len(ids), "stop", policy.version)
 
 
 async def _ask(answer: Awaitable[Answer], env: Env) -> Answer:

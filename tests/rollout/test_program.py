@@ -19,6 +19,8 @@ TASK = Task("t", ({"role": "user", "content": "Go?"},))
 class RandomPolicy:
     """Samples any ids at all, also such as no text encodes to, and remembers them."""
 
+    version = 3
+
     def __init__(self, seed, vocabulary, eos, context=10_000, finish="stop"):
         self.rng, self.vocabulary, self.eos, self.context, self.finish = random.Random(seed), vocabulary, eos, context, finish
         self.sampled, self.contexts = [], []
@@ -173,3 +175,21 @@ def test_a_conversation_is_everything_that_was_said_in_order(tokenizer):
     said = [turn.action for turn in trajectory.turns]
     replies = [{"role": "user", "content": f"You said {len(action['content'])} letters."} for action in said]
     assert trajectory.conversation == (*TASK.messages, said[0], replies[0], said[1], replies[1], said[2])
+
+
+def test_a_first_attempt_that_was_given_before_is_the_first_turn_and_is_never_trained(tokenizer):
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    task = replace(TASK, first_attempt="Went.")
+    policies = [RandomPolicy(i, len(tokenizer), tokenizer.eos_token_id) for i in range(2)]
+    group = asyncio.run(run_group(task, "7/t", lambda task: Echo(turns=2), policies, renderer, 8))
+    for trajectory, policy in zip(group.trajectories, policies, strict=True):
+        first, second = trajectory.turns
+        given = renderer.target("Went.")
+        assert list(first.completion.token_ids) == given and first.action["content"] == "Went." and first.reward == 0.25
+        assert (first.completion.policy_version, trajectory.status, len(policy.sampled)) == (3, "completed", 1)
+        prompt = len(first.prompt_ids)
+        assert list(second.sources[prompt : prompt + len(given)]) == [Source.HINT] * len(given)
+        batch = collate(to_rows(trajectory), pad_id=tokenizer.pad_token_id)
+        assert batch.token_ids[batch.loss_mask].tolist() == policy.sampled[0]
+    plain = play(tokenizer, RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id), Echo(turns=2))
+    assert Source.HINT not in plain.turns[1].sources  # the control: without one, every turn is sampled
