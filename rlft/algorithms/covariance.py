@@ -15,6 +15,7 @@ from torch import Tensor
 from rlft.algorithms.base import Reduce
 from rlft.algorithms.masking import masked
 
+
 def covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor, reduce: Reduce) -> Tensor:
     """(log p - mean)(A - mean) of every trained token, [B, T] float32 without gradient, 0 off the mask.
 
