@@ -4,5 +4,9 @@ BUILTIN = {
     "grpo": "rlft.algorithms.grpo:grpo",
     "dr_grpo": "rlft.algorithms.grpo:dr_grpo",
     "dapo": "rlft.algorithms.grpo:dapo",
+    "dpo": "rlft.algorithms.dpo:dpo",
+    "ipo": "rlft.algorithms.dpo:ipo",
+    "kto": "rlft.algorithms.kto:kto",
+    "spin": "rlft.algorithms.dpo:spin",
     "reinforce": "rlft.algorithms.reinforce:reinforce",
 }
