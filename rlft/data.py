@@ -9,11 +9,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from rlft.config import DataConfig, looks_local
 from rlft.errors import ConfigError, DataError
@@ -89,46 +87,6 @@ def describe(bad_rows: Sequence[BadRow]) -> str:
     """The first few bad rows, one a line, and how many more there are."""
     lines = [str(bad) for bad in bad_rows[:SHOWN]]
     return "\n".join([*lines, f"... and {len(bad_rows) - SHOWN} more"] if len(bad_rows) > SHOWN else lines)
-
-
-class TaskStream(Iterator[Task]):
-    """Tasks without end, epoch after epoch, each exactly once per epoch.
-
-    The order is a pure function of (seed, epoch), so `position` (tasks drawn so far) is all
-    that a checkpoint has to keep: a stream made with `position=p` goes on as one that drew p.
-    """
-
-    def __init__(self, tasks: Sequence[Task], seed: int = 0, shuffle: bool = True, position: int = 0) -> None:
-        if not tasks:
-            raise DataError("a task stream needs at least one task")
-        if position < 0:
-            raise DataError(f"position: expected 0 or more tasks drawn, got {position}")
-        self._tasks, self._seed, self._shuffle = tuple(tasks), seed, shuffle
-        self.position = position
-        self._order = self._order_of(self.epoch)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next task, from 0."""
-        return self.position // len(self._tasks)
-
-    def __next__(self) -> Task:
-        index = self.position % len(self._tasks)
-        if index == 0:
-            self._order = self._order_of(self.epoch)
-        self.position += 1
-        return self._tasks[self._order[index]]
-
-    def take(self, number: int) -> list[Task]:
-        """The next `number` tasks. Across the end of an epoch a task may come twice."""
-        return list(islice(self, number))
-
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(len(self._tasks))
-        # Raw bit-generator output is stable over NumPy versions; Generator.permutation is not promised to be (NEP 19).
-        keys = np.random.PCG64([self._seed % 2**64, epoch]).random_raw(len(self._tasks))
-        return np.argsort(keys, kind="stable")
 
 
 def read_rows(config: DataConfig) -> Iterator[SourceRow]:

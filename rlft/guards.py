@@ -1,8 +1,8 @@
 """What watches a run for rewards that go wrong without an error: pure judgements over its metrics.
 
-Three alarms: "ungraded" (too many trajectories without a verdict), "length" (answers that grow or shrink
+Four alarms: "ungraded" (too many trajectories without a verdict), "length" (answers that grow or shrink
 far from where they began), "drift" (a reward part that rises while the held-out score falls: the reward
-is being gamed).
+is being gamed), "mismatch" (engine and learner no longer mean the same policy).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATISTICS = {"reward/std"}
 class Alarm:
     """One thing that looks wrong."""
 
-    name: str  # "ungraded", "length" or "drift"
+    name: str  # "ungraded", "length", "drift" or "mismatch"
     step: int
     text: str
     key: str = ""  # which part, where the alarm has several
@@ -46,7 +46,8 @@ class Guards:
         for name, value in metrics.items():
             if name.startswith(REWARD) and name not in STATISTICS:
                 self._since[name].append(value)
-        return self._news([self._ungraded(step, metrics), self._length(step, metrics)], ("ungraded", "length"))
+        found = [self._ungraded(step, metrics), self._length(step, metrics), self._mismatch(step, metrics)]
+        return self._news(found, ("ungraded", "length", "mismatch"))
 
     def evaluation(self, step: int, summary: Mapping[str, Any]) -> list[Alarm]:
         """Alarms of an evaluation: the parts since the last one against the held-out score."""
@@ -83,6 +84,12 @@ class Guards:
         if first / factor <= now <= first * factor:
             return None
         return Alarm("length", step, f"answers have {now:.4g} tokens over the last {len(self._lengths)} steps, {first:.4g} over the first")
+
+    def _mismatch(self, step: int, metrics: Mapping[str, Any]) -> Alarm | None:
+        limit, gap = self._config.mismatch, metrics.get("mismatch/prob", 0.0)
+        if not limit or gap <= limit:
+            return None
+        return Alarm("mismatch", step, f"learner and engine give sampled tokens probabilities that differ by {gap:.3g} (limit {limit:g})")
 
     def _news(self, found: Sequence[Alarm | None], judged: tuple[str, ...]) -> list[Alarm]:
         """Alarms that were not sounding already; those of a judged kind that are over may sound again."""

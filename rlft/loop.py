@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from rlft.algorithms.base import Algorithm
+from rlft.algorithms.base import Algorithm, Control
 from rlft.errors import RewardError
+from rlft.ledger import Ledger, Right
 from rlft.metrics import Stopwatch, rollout_metrics, spans
-from rlft.types import GroupRef, Task
+from rlft.types import GroupRef, Setting, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
@@ -16,7 +18,31 @@ if TYPE_CHECKING:
     from rlft.actors.rollouts import Rollouts
     from rlft.tracking import Tracker
 
-AfterStep = Callable[[int], Awaitable[None]]
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands between two steps: what a checkpoint keeps of the loop."""
+
+    step: int = 0  # of the whole run
+    stage_step: int = 0  # of this stage
+    num_drawn: int = 0  # tasks drawn since the loop began
+    temperature: float = 1.0  # of the next step's sampling
+    controls: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage's loop does besides learning."""
+
+    steps: int  # of the stage
+    max_failed: float = 0.1  # share of a step that may stay without a verdict
+    ledger: Ledger = field(default_factory=Ledger)
+    right: Right = Right()  # what the ledger counts
+    controls: Mapping[str, Control] = field(default_factory=dict)  # the algorithm's, by stream
+    temperature: Control | None = None  # None: it stays
+
+
+AfterStep = Callable[[Progress, Mapping[str, Any]], Awaitable[bool]]  # with the step's metrics; whether the stage is over
 
 
 async def train(
@@ -25,32 +51,57 @@ async def train(
     learner: Learner,
     algorithm: Algorithm,
     tracker: Tracker,
-    steps: int,
-    max_failed: float,
+    plan: Plan,
+    start: Progress,
     after_step: AfterStep,
 ) -> None:
     """One step: roll out and grade, update, publish weights. The same loop drives Ray actors and fakes."""
-    published = await rollouts.load_weights(learner, version=0)
-    for step in range(1, steps + 1):
+    now = start
+    published = await rollouts.load_weights(learner, version=now.step)
+    while now.stage_step < plan.steps:
         watch = Stopwatch()
         with watch.span("collect"):
-            collected = await rollouts.collect(tasks)
+            collected = await rollouts.collect(tasks, now.temperature)
         everything = collected.groups + collected.dropped
-        check_failures(everything, max_failed)
+        check_failures(everything, plan.max_failed)
+        plan.ledger.update(now.step + 1, everything, plan.right)
         trained = [group for group in collected.groups if group.num_tokens]
+        setting = Setting(collected.temperature, now.controls, plan.ledger.rates(trained))
         with watch.span("update"):
-            learned = await learner.update(trained, algorithm) if trained else {}
+            learned = await learner.update(trained, algorithm, setting) if trained else {}
         with watch.span("publish"):
-            published |= await rollouts.load_weights(learner, version=step)
+            published |= await rollouts.load_weights(learner, version=now.step + 1)
         watch.split("collect", collected.seconds)  # what the workers computed; the rest of the span is transport
         watch.split("update", spans(learned))
-        rolled_out = rollout_metrics(everything, version=step - 1) | {"rollout/dropped": len(collected.dropped)}
-        tracker.log(step, {**rolled_out, **learned, **published, **watch.metrics()})
-        await after_step(step)
+        rolled_out = rollout_metrics(everything, version=now.step) | {"rollout/dropped": len(collected.dropped)}
+        metrics = {**rolled_out, **learned, **published, **moving(setting, plan), **watch.metrics()}
+        now = following(now, plan, metrics, collected.num_drawn)
+        tracker.log(now.step, metrics)
+        if await after_step(now, metrics):
+            break
+
+
+def following(now: Progress, plan: Plan, metrics: Mapping[str, Any], num_drawn: int) -> Progress:
+    """Where the run stands after a step with these metrics."""
+    done = now.stage_step + 1
+    temperature = plan.temperature.next(now.temperature, metrics, done) if plan.temperature else now.temperature
+    controls = {name: control.next(now.controls[name], metrics, done) for name, control in plan.controls.items()}
+    return Progress(now.step + 1, done, num_drawn, temperature, controls)
+
+
+def moving(setting: Setting, plan: Plan) -> dict[str, float]:
+    """The step's values of what moves with the run."""
+    values = {f"control/{name}": value for name, value in setting.controls.items()}
+    return values | ({"control/temperature": setting.temperature} if plan.temperature else {})
 
 
 async def learn(
-    batches: Iterator[Sequence[GroupRef]], learner: Learner, algorithm: Algorithm, tracker: Tracker, steps: int, after_step: AfterStep
+    batches: Iterator[Sequence[GroupRef]],
+    learner: Learner,
+    algorithm: Algorithm,
+    tracker: Tracker,
+    steps: int,
+    after_step: Callable[[int], Awaitable[None]],
 ) -> None:
     """Supervised steps: the same learner on rows that need no rollout."""
     for step in range(1, steps + 1):

@@ -14,7 +14,7 @@ from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import assign
 from rlft.config import DataConfig, PreferencesConfig, RunConfig, check_model
-from rlft.data import BadRow, TaskStream, load_tasks
+from rlft.data import BadRow, load_tasks
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
 from rlft.evaluation import Evaluation, evaluate_policy
@@ -24,6 +24,7 @@ from rlft.loop import train as train_loop
 from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rows import Row, demonstration_row, pack_rows
+from rlft.stream import TaskStream
 from rlft.tracking import RunFolder, Tracker
 from rlft.types import GroupRef, Task
 
@@ -150,7 +151,7 @@ async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: 
     rollouts, learner = start(config, parts.renderer, parts.make_env, parts.grader, algorithm, folder.path.resolve())
     await asyncio.gather(rollouts.warm_up(), learner.ready())
     evaluations: dict[int, Evaluation] = {}
-    stream = TaskStream(parts.tasks, config.seed, config.data.shuffle)
+    stream = TaskStream(parts.tasks, config.seed, config.data)
 
     async def measure(step: int) -> None:
         if parts.eval_tasks:
@@ -177,7 +178,7 @@ async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: 
 async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     algorithm = sft_algorithm()
     learner = start_learner(config, algorithm, None, folder.path.resolve())
-    stream = TaskStream(tasks, config.seed, config.data.shuffle)
+    stream = TaskStream(tasks, config.seed, config.data)
 
     async def after_step(step: int) -> None:
         if step == config.steps or _due(step, config.tracking.save_every):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlft.config import DataConfig
-from rlft.data import TaskStream, describe, load_tasks
+from rlft.data import describe, load_tasks
 from rlft.errors import ConfigError, DataError
 from rlft.types import Task
 
@@ -258,47 +258,6 @@ def test_wrong_options_of_a_function_are_named(functions, name, options, message
 def test_a_function_that_gives_nothing_to_iterate_is_an_error(functions):
     with pytest.raises(DataError, match="expected an iterable"):
         load_tasks(DataConfig(source=f"{functions}:nothing"))
-
-
-def tasks_of(n):
-    return [Task(str(i), ()) for i in range(n)]
-
-
-@given(n=st.integers(1, 12), position=st.integers(0, 40), seed=st.integers(-5, 2**70), shuffle=st.booleans())
-def test_a_stream_made_at_a_position_continues_exactly_there(n, position, seed, shuffle):
-    whole = TaskStream(tasks_of(n), seed, shuffle)
-    whole.take(position)
-    resumed = TaskStream(tasks_of(n), seed, shuffle, position)
-    assert resumed.take(30) == whole.take(30)
-    assert resumed.position == whole.position == position + 30
-    assert resumed.epoch == (position + 30) // n
-
-
-@given(n=st.integers(1, 30), epochs=st.integers(1, 4), seed=st.integers(0, 99), shuffle=st.booleans())
-def test_every_epoch_holds_every_task_once(n, epochs, seed, shuffle):
-    stream = TaskStream(tasks_of(n), seed, shuffle)
-    for epoch in range(epochs):
-        assert stream.epoch == epoch
-        assert sorted(int(t.id) for t in stream.take(n)) == list(range(n))
-
-
-def test_order_depends_on_seed_and_epoch_only_when_shuffled():
-    def order(seed, epoch, shuffle=True):
-        return [t.id for t in TaskStream(tasks_of(50), seed, shuffle, position=50 * epoch).take(50)]
-
-    assert order(1, 0) == order(1, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
-    assert order(1, 3, shuffle=False) == [str(i) for i in range(50)]
-
-
-def test_the_order_of_a_seed_never_changes():
-    assert [int(t.id) for t in TaskStream(tasks_of(8), seed=7).take(16)] == [6, 3, 4, 0, 2, 7, 5, 1, 1, 3, 2, 7, 4, 5, 0, 6]
-
-
-@pytest.mark.parametrize(("tasks", "position"), [([], 0), (tasks_of(2), -1)])
-def test_a_stream_refuses_no_tasks_and_a_negative_position(tasks, position):
-    with pytest.raises(DataError):
-        TaskStream(tasks, position=position)
 
 
 def test_importing_data_loads_neither_torch_nor_datasets():

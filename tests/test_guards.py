@@ -73,6 +73,15 @@ def test_a_part_that_rises_while_held_out_only_falls_from_before_training_on_sou
     assert alarms([0.5, 0.5, 0.5]) == []
 
 
+def test_an_engine_that_means_another_policy_sounds_beyond_the_limit_that_was_set():
+    gaps = [0.001, 0.02, 0.021, 0.03, 0.001]
+    watched, unwatched = Guards(GuardsConfig(mismatch=0.02)), Guards(GuardsConfig())
+    found = [names(watched.step(i, {"mismatch/prob": gap})) for i, gap in enumerate(gaps)]
+    assert found == [[], [], ["mismatch"], [], []]
+    assert not any(unwatched.step(i, {"mismatch/prob": gap}) for i, gap in enumerate(gaps))
+    assert not watched.step(9, {"reward/mean": 1.0})  # a step that trained on nothing has no such metric
+
+
 def test_alarms_are_stored_counted_and_stop_the_run_that_asks_for_it(tmp_path):
     def tracker(name, **guards):
         config = rlft.config.validate({"model": "m", "steps": 4, "guards": guards})

@@ -10,9 +10,10 @@ from rlft.actors.deadline import within
 from rlft.actors.weight_transfer import Transfer
 from rlft.algorithms.base import Algorithm
 from rlft.batching import assign
-from rlft.types import GroupRef
+from rlft.types import GroupRef, Setting
 
 Probe = Sequence[Sequence[int]]
+DEFAULTS = Setting()
 
 
 class Learner:
@@ -34,14 +35,14 @@ class Learner:
         """Wait until every rank has its share of the model. What a rank refuses is raised here."""
         await self._all([rank.ready.remote() for rank in self.ranks], "learner (start)")
 
-    async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm) -> dict[str, float]:
+    async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm, setting: Setting = DEFAULTS) -> dict[str, float]:
         """One training step on whole groups, balanced over the ranks by tokens.
 
         Returns metrics over all ranks; times are those of the slowest rank.
         """
         shares = assign([group.num_tokens for group in groups], len(self.ranks))
         calls = [
-            rank.update.remote(algorithm, *(groups[i].rows for i in share)) for rank, share in zip(self.ranks, shares, strict=True)
+            rank.update.remote(algorithm, setting, *(groups[i].rows for i in share)) for rank, share in zip(self.ranks, shares, strict=True)
         ]
         return dict(max(await self._all(calls, "learner (update)"), key=_busy))
 
@@ -61,9 +62,9 @@ class Learner:
             loads = [worker.weights_transferred.remote(version, probe) for worker in workers]
         return ours, await self._all(loads, "rollout workers (loading weights)")
 
-    async def save(self, folder: Path) -> None:
-        """Write a checkpoint in Hugging Face format."""
-        await self._all([rank.save.remote(str(folder)) for rank in self.ranks], "learner (save)")
+    async def save(self, folder: Path, state: bool = False) -> None:
+        """Write a checkpoint in Hugging Face format, and with `state` the optimizer beside it, in `folder`/state."""
+        await self._all([rank.save.remote(str(folder), state) for rank in self.ranks], "learner (save)")
 
     async def _connect(self, workers: Sequence[Any]) -> None:
         if not self._connected:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rapidfuzz.distance import Levenshtein
 
 from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
@@ -16,14 +19,16 @@ from rlft.actors.judge_engine import complete
 from rlft.actors.store import write_groups
 from rlft.config import RunConfig, SamplingConfig
 from rlft.envs.base import EnvFn
+from rlft.errors import DataError
 from rlft.rewards.learned.calls import Reply
+from rlft.rollout.grading import prefixes, with_verdicts
 from rlft.rollout.program import run_group
-from rlft.rollout.renderer import load_renderer
-from rlft.rows import pack_rows, to_rows
-from rlft.types import Completion, Group, GroupRef, Message, Task, Trajectory, TrajectoryInfo
+from rlft.rollout.renderer import Renderer, load_renderer
+from rlft.rows import Row, demonstration_row, pack_rows, to_rows
+from rlft.types import Completion, Group, GroupRef, Message, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
 
 Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
-Kept = TypeVar("Kept")
+Played = TypeVar("Played")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class PolicyHandle:
     engine: Engine
     sampling: SamplingConfig
     seed: int
+
+    @property
+    def version(self) -> int:
+        return self.engine.version
 
     def room(self, prompt_ids: Sequence[int]) -> int:
         return self.engine.room(prompt_ids)
@@ -47,7 +56,6 @@ class Collected:
 
     groups: tuple[GroupRef, ...]
     seconds: Mapping[str, float]  # rollout: until the last completion; reward: from there until graded; store
-    dropped: tuple[GroupRef, ...] = ()  # groups left out of training because their rewards do not differ
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Sampled:
 
     task: Task
     trajectories: tuple[TrajectoryInfo, ...]
-    texts: tuple[str, ...]  # the last thing said in each
+    said: tuple[tuple[str, ...], ...]  # in each, turn by turn
 
 
 class RolloutWorker:
@@ -70,6 +78,7 @@ class RolloutWorker:
         folder: where stored rollouts go.
         index: which worker this is.
         transfer: vLLM's weight-transfer backend, None for weights through memory.
+        needs: of the algorithm; "baselines" and "demonstrations" are made here.
     """
 
     def __init__(
@@ -81,13 +90,14 @@ class RolloutWorker:
         folder: Path,
         index: int,
         transfer: str | None,
+        needs: frozenset[str] = frozenset(),
     ) -> None:
         self.config, self.make_env, self.graders, self.put = config, make_env, graders, put
-        self.folder, self.index = folder, index
+        self.folder, self.index, self.needs = folder, index, needs
         self.seed = config.seed if config.rollout.seed is None else config.rollout.seed
         self.renderer = load_renderer(config.model, config.chat_template)
         self.engine = Engine(config.model, config.rollout, sorted(self.renderer.eos_ids), self.seed + index, transfer)
-        self._graded = 0
+        self._graded, self._last_sampled = 0, 0.0
         self._writing: asyncio.Future[None] | None = None
 
     async def warm_up(self) -> None:
@@ -97,14 +107,23 @@ class RolloutWorker:
         await asyncio.gather(*(self.engine.generate(prompt, sampling, seed) for seed in range(self.config.rollout.max_num_seqs)))
         await self.engine.logprobs(prompt * 8)
 
-    async def collect(self, tasks: Sequence[tuple[str, Task]], step: int) -> Collected:
-        """Play and grade a group of trajectories for each (group id, task)."""
-        config = self.config.rollout
+    async def collect(self, tasks: Sequence[tuple[str, Task]], step: int, temperature: float) -> Collected:
+        """Play and grade a group of trajectories for each (group id, task), sampled at `temperature`."""
+        config = self.config.rollout.model_copy(update={"temperature": temperature})
 
-        def keep(group: Group) -> tuple[Group, GroupRef]:
-            return group, self._ref(group)
+        async def play(group_id: str, task: Task) -> tuple[Group, GroupRef]:
+            playing = [self._play(group_id, task, config, config.group_size, step)]
+            if "baselines" in self.needs:  # one greedy answer to the task and to each variant, as a group of its own
+                greedy = SamplingConfig(temperature=0.0, max_tokens=config.max_tokens, stop=config.stop)
+                playing.append(self._play(group_id, task, greedy, 1 + len(task.variants), step))
+            group, *others = await asyncio.gather(*playing)
+            baselines = [math.nan]
+            for other in others:
+                group, baselines = with_baselines(group, other)
+            rows = group_rows(group, baselines, self.renderer if "demonstrations" in self.needs else None)
+            return group, self._ref(group, rows)
 
-        kept, seconds = await self._play(tasks, config, config.group_size, step, keep)
+        kept, seconds = await self._timed(play, tasks)
         started = time.perf_counter()
         every = self.config.tracking.rollouts_every
         if every and step % every == 0:
@@ -114,11 +133,12 @@ class RolloutWorker:
     async def evaluate(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int) -> list[Sampled]:
         """Play and grade `samples` trajectories of each (seed label, task), without keeping their tokens."""
 
-        def keep(group: Group) -> tuple[tuple[TrajectoryInfo, ...], tuple[str, ...]]:
-            return tuple(map(describe, group.trajectories)), tuple(t.text for t in group.trajectories)
+        async def play(label: str, task: Task) -> Sampled:
+            group = await self._play(label, task, sampling, samples, step)
+            said = tuple(tuple(turn.action.get("content") or "" for turn in t.turns) for t in group.trajectories)
+            return Sampled(task, tuple(map(describe, group.trajectories)), said)
 
-        kept, _ = await self._play(tasks, sampling, samples, step, keep)
-        return [Sampled(task, *what) for (_, task), what in zip(tasks, kept, strict=True)]
+        return (await self._timed(play, tasks))[0]
 
     async def complete(self, messages: Sequence[Message], temperature: float, max_tokens: int, seed: int) -> Reply:
         """An answer of the policy as it is now, for a judge. Raises RewardError."""
@@ -148,21 +168,22 @@ class RolloutWorker:
         if self._writing is not None:
             await self._writing
 
-    async def _play(
-        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int, keep: Callable[[Group], Kept]
-    ) -> tuple[list[Kept], dict[str, float]]:
-        """What `keep` makes of every graded group, each as soon as it is graded, while others are still sampled."""
-        started = last_sampled = time.perf_counter()
+    async def _timed(
+        self, play: Callable[[str, Task], Awaitable[Played]], tasks: Sequence[tuple[str, Task]]
+    ) -> tuple[list[Played], dict[str, float]]:
+        """Plays all tasks at once, each graded as soon as it is sampled; tells when the last was sampled, and how long after all was graded."""
+        started = self._last_sampled = time.perf_counter()
+        played = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
+        return list(played), {"rollout": self._last_sampled - started, "reward": time.perf_counter() - self._last_sampled}
 
-        async def play(group_id: str, task: Task) -> Kept:
-            nonlocal last_sampled
-            policies = [PolicyHandle(self.engine, sampling, self._trajectory_seed(group_id, i)) for i in range(samples)]
-            group = await run_group(task, group_id, self.make_env, policies, self.renderer, self.config.rollout.max_turns)
-            last_sampled = time.perf_counter()
-            return keep((await self._next_grader()([group], step))[0])
-
-        kept = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
-        return list(kept), {"rollout": last_sampled - started, "reward": time.perf_counter() - last_sampled}
+    async def _play(self, group_id: str, task: Task, sampling: SamplingConfig, samples: int, step: int) -> Group:
+        """One graded group: on its trajectories' ends, or with `reward_pool.per_turn` on every turn."""
+        policies = [PolicyHandle(self.engine, sampling, self._trajectory_seed(group_id, i)) for i in range(samples)]
+        group = await run_group(task, group_id, self.make_env, policies, self.renderer, self.config.rollout.max_turns)
+        self._last_sampled = time.perf_counter()
+        if not self.config.reward_pool.per_turn:
+            return (await self._next_grader()([group], step))[0]
+        return with_verdicts(group, await self._next_grader()(prefixes(group), step))
 
     def _trajectory_seed(self, group_id: str, index: int) -> int:
         return zlib.crc32(f"{self.seed}/{group_id}/{index}".encode())
@@ -177,15 +198,47 @@ class RolloutWorker:
         path = self.folder / f"step-{step:06d}-group-{first_group}.parquet"
         self._writing = asyncio.ensure_future(asyncio.to_thread(write_groups, path, groups, self.renderer, step))
 
-    def _ref(self, group: Group) -> GroupRef:
-        graded = [t for t in group.trajectories if t.status != "failed"]
-        rows = [row for trajectory in graded for row in to_rows(trajectory)]
+    def _ref(self, group: Group, rows: Sequence[Row]) -> GroupRef:
         return GroupRef(
             group_id=group.group_id,
             trajectories=tuple(map(describe, group.trajectories)),
             rows=self.put(pack_rows(rows)) if rows else None,
             num_tokens=sum(map(len, rows)),
         )
+
+
+def with_baselines(group: Group, greedy: Group) -> tuple[Group, list[float]]:
+    """The group, and for each of its trajectories what the greedy answer to the same way of putting the task earned.
+
+    Where that could not be graded, the trajectories have nothing to be compared with: they are failed too.
+    """
+    ways = [greedy.trajectories[i % len(greedy.trajectories)] for i in range(len(group.trajectories))]
+    trajectories = tuple(
+        replace(t, status="failed", error=f"the greedy answer: {way.error}") if way.status == "failed" and t.status != "failed" else t
+        for t, way in zip(group.trajectories, ways, strict=True)
+    )
+    return replace(group, trajectories=trajectories), [way.outcome for way in ways]
+
+
+def group_rows(group: Group, baselines: Sequence[float], demonstrator: Renderer | None) -> list[Row]:
+    """Token rows of a group's graded trajectories; with a demonstrator one more, the task's answer as a trajectory of its own.
+
+    Args:
+        baselines: one for each trajectory, or one for all.
+        demonstrator: renders the task and its answer.
+
+    Raises:
+        DataError: a demonstration of a task without an answer.
+    """
+    graded = [(t, baselines[i % len(baselines)]) for i, t in enumerate(group.trajectories) if t.status != "failed"]
+    rows = [row for trajectory, baseline in graded for row in to_rows(trajectory, baseline)]
+    if demonstrator is None or not rows:
+        return rows
+    task = group.trajectories[0].task
+    if task.answer is None:
+        raise DataError(f"task {task.id} has no answer to demonstrate; name its field in data.answer")
+    prompt, target = demonstrator.render(task.messages), demonstrator.target(str(task.answer))
+    return [*rows, demonstration_row(prompt, target, group.group_id, len(group.trajectories))]
 
 
 def describe(trajectory: Trajectory) -> TrajectoryInfo:
@@ -198,8 +251,21 @@ def describe(trajectory: Trajectory) -> TrajectoryInfo:
         parts=dict(trajectory.parts),
         num_prompt=len(turns[0].prompt_ids) if turns else 0,
         num_sampled=trajectory.num_sampled,
-        num_turns=len(turns),
         policy_version=min((turn.completion.policy_version for turn in turns), default=0),
+        turns=describe_turns(turns),
         error=trajectory.error,
         ungraded=dict(trajectory.ungraded),
     )
+
+
+def describe_turns(turns: Sequence[Turn]) -> tuple[TurnInfo, ...]:
+    """The turns without their tokens, each compared with the one of the same tag before it."""
+    last: dict[str, str] = {}
+    told: list[TurnInfo] = []
+    for turn in turns:
+        text, completion = turn.action.get("content") or "", turn.completion
+        edit = Levenshtein.normalized_distance(last[turn.tag], text) if turn.tag in last else None
+        cut = completion.finish_reason == "length"
+        told.append(TurnInfo(turn.tag, turn.reward, dict(turn.parts), len(completion.token_ids), cut, edit))
+        last[turn.tag] = text
+    return tuple(told)

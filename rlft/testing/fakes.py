@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlft.actors.rollout_worker import Collected, describe
+from rlft.actors.rollout_worker import describe
+from rlft.actors.rollouts import StepGroups
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.batching import collate, micro_batches
 from rlft.envs.base import EnvFn, ToolSpec
 from rlft.rollout.program import run_group
 from rlft.rows import to_rows
-from rlft.types import Batch, Completion, Group, GroupRef, Message, Task
+from rlft.types import Batch, Completion, Group, GroupRef, Message, Setting, Task
 
 Grade = Callable[[list[Group]], Awaitable[list[Group]]]
 VOCABULARY = 128
@@ -50,10 +51,10 @@ class TinyLM(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(VOCABULARY, VOCABULARY))
 
-    def logprobs(self, token_ids: Tensor) -> Tensor:
+    def logprobs(self, token_ids: Tensor, temperature: float = 1.0) -> Tensor:
         """[B, T] -> [B, T], aligned with `token_ids`; column 0 is 0."""
         before = token_ids.roll(1, dims=-1)
-        picked = self.table[before].log_softmax(-1).gather(-1, token_ids[..., None]).squeeze(-1)
+        picked = (self.table[before] / temperature).log_softmax(-1).gather(-1, token_ids[..., None]).squeeze(-1)
         return torch.where(torch.arange(token_ids.shape[-1]) > 0, picked, 0.0)
 
 
@@ -64,6 +65,7 @@ class FakePolicy:
     model: TinyLM
     length: int
     version: int
+    temperature: float = 1.0
 
     def room(self, prompt_ids: Sequence[int]) -> int:
         return 1 << 20
@@ -72,7 +74,7 @@ class FakePolicy:
         ids, logprobs = [prompt_ids[-1]], []
         with torch.no_grad():
             for _ in range(self.length):
-                row = self.model.table[ids[-1]].log_softmax(-1)
+                row = (self.model.table[ids[-1]] / self.temperature).log_softmax(-1)
                 ids.append(int(torch.multinomial(row.exp(), 1)))
                 logprobs.append(float(row[ids[-1]]))
         return Completion(ids[1:], logprobs, "stop", self.version)
@@ -87,12 +89,13 @@ class FakeRollouts:
         self.model, self.version = deepcopy(model), 0
         self.make_env, self.grade = make_env, grade
         self.tasks_per_step, self.group_size, self.length, self.max_turns = tasks_per_step, group_size, length, max_turns
-        self._numbers = itertools.count()
+        self._numbers, self.num_drawn = itertools.count(), 0
 
-    async def collect(self, tasks: Iterator[Task]) -> Collected:
+    async def collect(self, tasks: Iterator[Task], temperature: float) -> StepGroups:
         """Graded groups of one step, their rows in place of references."""
-        groups = await asyncio.gather(*(self._play(next(tasks)) for _ in range(self.tasks_per_step)))
-        return Collected(tuple(map(_ref, groups)), {"rollout": 0.0})
+        groups = await asyncio.gather(*(self._play(next(tasks), temperature) for _ in range(self.tasks_per_step)))
+        self.num_drawn += len(groups)
+        return StepGroups(tuple(map(_ref, groups)), {"rollout": 0.0}, (), temperature, self.num_drawn)
 
     async def load_weights(self, learner: FakeLearner, version: int) -> dict[str, float]:
         """Copy the learner's weights."""
@@ -100,8 +103,8 @@ class FakeRollouts:
         self.version = version
         return {}
 
-    async def _play(self, task: Task) -> Group:
-        policy: Any = FakePolicy(self.model, self.length, self.version)
+    async def _play(self, task: Task, temperature: float) -> Group:
+        policy: Any = FakePolicy(self.model, self.length, self.version, temperature)
         renderer: Any = CharRenderer()
         group = await run_group(
             task, f"{next(self._numbers)}/{task.id}", self.make_env, [policy] * self.group_size, renderer, self.max_turns
@@ -116,15 +119,17 @@ class FakeLearner:
         self.model, self.reference, self.max_tokens = model, deepcopy(model), max_tokens
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
 
-    async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm) -> dict[str, float]:
+    async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm, setting: Setting) -> dict[str, float]:
         """One step on all groups."""
-        batch = self._annotate(collate([row for group in groups for row in group.rows], pad_id=0), algorithm)
+        rows = [row for group in groups for row in group.rows]
+        batch = self._annotate(collate(rows, pad_id=0), algorithm, setting)
+        batch = replace(batch, pass_rates=torch.tensor([setting.pass_rates[row.group_id] for row in rows]))
         batch = algorithm.advantages(batch, _identity)
         weights = loss_weights(batch.loss_mask, batch.traj_ids, algorithm.aggregation, _identity, algorithm.max_length)
         self.optimizer.zero_grad()
         total = 0.0
         for micro in micro_batches(replace(batch, loss_weights=weights), self.max_tokens):
-            per_token, _ = algorithm.loss(self.model.logprobs(micro.token_ids), micro)
+            per_token, _ = algorithm.loss(self.model.logprobs(micro.token_ids, setting.temperature), micro)
             assert micro.loss_weights is not None
             loss = weighted_sum(per_token, micro.loss_weights)
             loss.backward()
@@ -132,10 +137,12 @@ class FakeLearner:
         self.optimizer.step()
         return {"loss/policy": total}
 
-    def _annotate(self, batch: Batch, algorithm: Algorithm) -> Batch:
+    def _annotate(self, batch: Batch, algorithm: Algorithm, setting: Setting) -> Batch:
         models: Mapping[str, TinyLM] = {"old_logprobs": self.model, "ref_logprobs": self.reference}
+        moving = {name: torch.full_like(batch.rewards, value) for name, value in setting.controls.items()}
         with torch.no_grad():
-            return replace(batch, **{need: models[need].logprobs(batch.token_ids) for need in algorithm.needs})
+            scored = {need: models[need].logprobs(batch.token_ids, setting.temperature) for need in algorithm.needs}
+        return replace(batch, **scored, **moving)
 
 
 def _ref(group: Group) -> GroupRef:

@@ -10,25 +10,27 @@ from rlft.actors.rollouts import Probe, Rollouts
 from rlft.algorithms.grpo import grpo
 from rlft.config import validate
 from rlft.errors import ConfigError, PublishError, RewardError, StallError
-from rlft.loop import train
+from rlft.loop import Plan, Progress, train
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
 PROBE = Probe([[1, 2, 3]], "float32")
 
 
 def info(outcome, status="completed", error=""):
-    return TrajectoryInfo("t", status, outcome, {}, 1, 1, 1, 0, error=error)
+    return TrajectoryInfo("t", status, outcome, {}, 1, 1, 0, error=error)
 
 
 class Worker:
     """Answers the calls that Rollouts makes of an actor; `earn(n)` gives the trajectories of the n-th group."""
 
     def __init__(self, earn):
-        self.earn, self.asked = earn, []
+        self.earn, self.asked, self.temperatures, self.steps = earn, [], [], []
         self.collect = SimpleNamespace(remote=self._collect)
 
-    async def _collect(self, tasks, step):
+    async def _collect(self, tasks, step, temperature):
         self.asked.append(len(tasks))
+        self.temperatures.append(temperature)
+        self.steps.append(step)
         numbers = [int(name.partition("/")[0]) for name, _ in tasks]
         groups = [GroupRef(str(n), tuple(self.earn(n)), rows=f"rows {n}", num_tokens=4) for n in numbers]
         return Collected(tuple(groups), {"rollout": 1.0, "reward": 0.5, "store": 0.0})
@@ -38,7 +40,7 @@ class StillLearner:
     def __init__(self):
         self.trained = []
 
-    async def update(self, groups, algorithm):
+    async def update(self, groups, algorithm, setting):
         self.trained.append([group.group_id for group in groups])
         return {}
 
@@ -46,10 +48,10 @@ class StillLearner:
         return [[-1.0, -2.0]], [[[-1.0, -2.0]]]
 
 
-def make(earn, **rollout):
+def make(earn, start=None, **rollout):
     worker = Worker(earn)
     table = {"model": "m", "tasks_per_step": 4, "rollout": {"drop_no_signal": True, "max_refills": 2, **rollout}}
-    return worker, Rollouts([worker], validate(table), PROBE)
+    return worker, Rollouts([worker], validate(table), PROBE, **(start or {}))
 
 
 def tasks():
@@ -62,8 +64,8 @@ def even_differ(number):
 
 def test_groups_without_signal_are_dropped_and_refilled():
     worker, rollouts = make(even_differ)
-    collected = asyncio.run(rollouts.collect(tasks()))
-    assert worker.asked == [4, 2, 1]  # half of each are dropped, and there are two refills
+    collected = asyncio.run(rollouts.collect(tasks(), 1.0))
+    assert worker.asked == [4, 2, 1] and collected.num_drawn == 7  # half of each are dropped, and there are two refills
     assert [g.group_id for g in collected.groups] == ["0", "2", "4", "6"]
     assert [g.group_id for g in collected.dropped] == ["1", "3", "5"] and not any(g.rows for g in collected.dropped)
     assert collected.seconds["rollout"] == 3.0
@@ -71,24 +73,28 @@ def test_groups_without_signal_are_dropped_and_refilled():
 
 def test_without_dropping_every_group_is_kept_and_asked_for_once():
     worker, rollouts = make(even_differ, drop_no_signal=False, max_refills=4)
-    collected = asyncio.run(rollouts.collect(tasks()))
+    collected = asyncio.run(rollouts.collect(tasks(), 1.0))
     assert worker.asked == [4] and len(collected.groups) == 4 and collected.dropped == ()
 
 
 def test_rollouts_run_ahead_by_the_allowed_steps_and_not_past_the_last():
-    worker, rollouts = make(even_differ, drop_no_signal=False, max_refills=4, max_staleness=2)
-    rollouts.steps = 4
+    start = {"steps_done": 6, "steps": 4, "first_number": 100}
+    worker, rollouts = make(even_differ, start, drop_no_signal=False, max_refills=4, max_staleness=2)
+    collected = []
 
     async def four_steps():
         stream, started = tasks(), []
-        for _ in range(4):
-            await rollouts.collect(stream)
+        for i in range(4):
+            collected.append(await rollouts.collect(stream, i / 10))
             for _ in range(20):
                 await asyncio.sleep(0)  # what was just started gets as far as its worker
             started.append(len(worker.asked))
         return started
 
-    assert asyncio.run(four_steps()) == [3, 4, 4, 4]
+    assert asyncio.run(four_steps()) == [3, 4, 4, 4] and worker.steps == [7, 8, 9, 10]
+    assert [step.temperature for step in collected] == worker.temperatures == [0.0, 0.0, 0.0, 0.1]
+    assert [step.num_drawn for step in collected] == [4, 8, 12, 16]
+    assert [group.group_id for group in collected[1].groups] == ["104", "105", "106", "107"]
 
 
 class Recorder:
@@ -99,14 +105,14 @@ class Recorder:
         self.rows.append(metrics)
 
 
-async def nothing(step):
-    pass
+async def go_on(now, metrics):
+    return False
 
 
 def run(earn, max_failed=0.0):
     _, rollouts = make(earn)
     learner, recorder = StillLearner(), Recorder()
-    asyncio.run(train(tasks(), rollouts, learner, grpo(), recorder, 1, max_failed, nothing))
+    asyncio.run(train(tasks(), rollouts, learner, grpo(), recorder, Plan(1, max_failed), Progress(), go_on))
     return learner.trained, recorder.rows[0]
 
 

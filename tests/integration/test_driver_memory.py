@@ -14,7 +14,7 @@ from rlft.actors.rollout_worker import Collected
 from rlft.actors.rollouts import Probe, Rollouts
 from rlft.algorithms.grpo import grpo
 from rlft.config import validate
-from rlft.loop import train
+from rlft.loop import Plan, Progress, train
 from rlft.rows import RowBlock
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
@@ -32,7 +32,7 @@ class SyntheticRollouts:
 
         self.np = np
 
-    async def collect(self, tasks, step):
+    async def collect(self, tasks, step, temperature):
         return Collected(tuple(self._group(name) for name, _ in tasks), {"rollout": 0.0, "reward": 0.0, "store": 0.0})
 
     async def load_weights(self, version, probe, *buckets):
@@ -43,14 +43,14 @@ class SyntheticRollouts:
         streams = tuple(np.ones(total, dtype) for dtype in (np.int32, np.int8, np.int16, np.float32, np.float32))
         owners = tuple((i, name, 0, False) for i in range(GROUP_SIZE))
         block = RowBlock(np.full(GROUP_SIZE, TOKENS, np.int32), streams, owners)
-        infos = tuple(TrajectoryInfo("t", "completed", float(i % 2), {"right": 1.0}, 100, TOKENS, 1, 0) for i in range(GROUP_SIZE))
+        infos = tuple(TrajectoryInfo("t", "completed", float(i % 2), {"right": 1.0}, 100, TOKENS, 0) for i in range(GROUP_SIZE))
         return GroupRef(name, infos, ray.put(block), total)
 
 
 class SyntheticRank:
     """Counts the tokens that reach it, as a learner rank would train on them."""
 
-    def update(self, algorithm, *blocks):
+    def update(self, algorithm, setting, *blocks):
         return {"num_tokens": float(sum(block.lengths.sum() for block in blocks))}
 
     def export_weights(self, probe):
@@ -89,10 +89,11 @@ def run(actors, steps):
     rollouts = Rollouts([worker], validate({"model": "m", "tasks_per_step": GROUPS}), Probe([[1, 2, 3]], "float32"))
     recorder = Recorder()
 
-    async def after_step(step):
+    async def after_step(now, metrics):
         recorder.rows[-1]["resident"] = resident()
+        return False
 
-    asyncio.run(train(tasks(), rollouts, Learner([rank], 60), grpo(), recorder, steps, 0.0, after_step))
+    asyncio.run(train(tasks(), rollouts, Learner([rank], 60), grpo(), recorder, Plan(steps, 0.0), Progress(), after_step))
     return recorder.rows
 
 
@@ -108,7 +109,7 @@ def test_fetching_the_tokens_would_show(actors):
     """The control: what the measurement says of a driver that looks at a step's tokens."""
     worker, _ = actors
     before = resident()
-    collected = ray.get(worker.collect.remote([(str(i), None) for i in range(GROUPS)], 1), timeout=60)
+    collected = ray.get(worker.collect.remote([(str(i), None) for i in range(GROUPS)], 1, 1.0), timeout=60)
     blocks = [ray.get(group.rows, timeout=60) for group in collected.groups]
     held = [stream.copy() for block in blocks for stream in block.streams]
     assert sum(map(len, held)) > 0 and resident() - before > LIMIT
