@@ -71,8 +71,8 @@ def show_samples(console: Console, evaluations: Mapping[int, Evaluation]) -> Non
 
 def _said(evaluation: Evaluation, i: int) -> str:
     sampled = evaluation.sampled[i]
-    shown = zip(sampled.texts[:3], sampled.trajectories[:3], strict=True)
-    return "\n".join(f"{text[-200:]!r} ({info.outcome:g})" for text, info in shown)
+    shown = zip(sampled.said[:3], sampled.trajectories[:3], strict=True)
+    return "\n".join(f"{' -> '.join(repr(text[-200:]) for text in turns)} ({info.outcome:g})" for turns, info in shown)
 
 
 def _with_interval(summary: Mapping[str, float], name: str) -> str:

@@ -171,7 +171,7 @@ class RolloutWorker:
     async def _timed(
         self, play: Callable[[str, Task], Awaitable[Played]], tasks: Sequence[tuple[str, Task]]
     ) -> tuple[list[Played], dict[str, float]]:
-        """Plays all tasks at once, each graded as soon as it is sampled; tells when the last was sampled, and how long after all was graded."""
+        """All tasks at once, each graded as soon as it is played; with the seconds until the last was sampled, and from there."""
         started = self._last_sampled = time.perf_counter()
         played = await asyncio.gather(*(play(group_id, task) for group_id, task in tasks))
         return list(played), {"rollout": self._last_sampled - started, "reward": time.perf_counter() - self._last_sampled}

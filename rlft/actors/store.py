@@ -5,7 +5,7 @@ One record per token row; `datasets.load_dataset("parquet", data_files="runs/x/r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def _record(trajectory: Trajectory, step: int) -> dict[str, Any]:
         "actions": [str(turn.action.get("content", "")) for turn in trajectory.turns],
         "tags": [turn.tag for turn in trajectory.turns],
         "turn_rewards": [float(turn.reward) for turn in trajectory.turns],
+        "turn_parts": [_pairs(turn.parts) for turn in trajectory.turns],
         "finish_reasons": [turn.completion.finish_reason for turn in trajectory.turns],
         "policy_versions": [turn.completion.policy_version for turn in trajectory.turns],
         "status": trajectory.status,
@@ -48,8 +49,12 @@ def _record(trajectory: Trajectory, step: int) -> dict[str, Any]:
         "feedback": trajectory.feedback,
         "reward": float(trajectory.reward),
         "outcome": float(trajectory.outcome),
-        "parts": [{"name": name, "value": float(value)} for name, value in trajectory.parts.items()],
+        "parts": _pairs(trajectory.parts),
     }
+
+
+def _pairs(parts: Mapping[str, float]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": float(value)} for name, value in parts.items()]
 
 
 def _tokens(row: Row | None, renderer: Renderer) -> dict[str, Any]:
