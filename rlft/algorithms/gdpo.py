@@ -13,18 +13,21 @@ from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gr
 from rlft.types import Batch
 
 
-def gdpo(weights: Mapping[str, float], clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
+def gdpo(
+    weights: Mapping[str, float] | None = None, clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]
+) -> Algorithm:
     """Every reward part normalised over its group, their weighted sum scaled over all trained tokens of the step.
 
     What the rewards add up to is not looked at, nor are rewards of the environment, so the KL belongs in
     the loss. We differ: the scaling over the step does not center a second time, as in `reinforce_pp_baseline`.
 
     Args:
-        weights: by the name of the reward part; none may be 0.
+        weights: by the name of the reward part; at least one, and none may be 0.
         clip_low, clip_high: the ratio is kept in [1 - clip_low, 1 + clip_high].
         shared: see `policy_gradient.Shared`.
     """
-    expect(isinstance(weights, Mapping) and len(weights) > 0, "weights", "a table of reward parts and their weights", weights)
+    weights = dict(weights or {})
+    expect(len(weights) > 0, "weights", "a table of reward parts and their weights", weights)
     for part, weight in weights.items():
         expect(is_number(weight) and weight != 0, f"weights.{part}", "a number other than 0", weight)
     expect(shared.get("kl_in", "loss") == "loss", "kl_in", "'loss', as the advantages are those of reward parts", shared.get("kl_in"))
