@@ -1,6 +1,6 @@
 """rlft: reinforcement-learning fine-tuning for language models on Ray, vLLM and DeepSpeed.
 
-`rlft.load` reads a run file; `rlft.train`, `rlft.sft`, `rlft.train_rm` and `rlft.evaluate` run it.
+`rlft.load` reads a run file; `rlft.train`, `rlft.sft`, `rlft.dpo`, `rlft.train_rm` and `rlft.evaluate` run it.
 Importing rlft loads neither torch nor ray.
 """
 
@@ -13,15 +13,18 @@ from rlft.config import load
 from rlft.types import Completion, Group, Message, Task, Trajectory, Turn
 
 if TYPE_CHECKING:
+    from rlft.preference_training import dpo
     from rlft.reward_training import train_rm
     from rlft.runs import evaluate, sft, train
 
-__all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "evaluate", "load", "sft", "train", "train_rm"]
+__all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "dpo", "evaluate", "load", "sft", "train", "train_rm"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "sft", "train"):
         return getattr(import_module("rlft.runs"), name)
+    if name == "dpo":
+        return import_module("rlft.preference_training").dpo
     if name == "train_rm":
         return import_module("rlft.reward_training").train_rm
     raise AttributeError(f"module 'rlft' has no attribute {name!r}")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from rlft.config import DataConfig, PreferencesConfig
 from rlft.data import BadRow, describe, has_lone_surrogate, read_rows, without_nulls
 from rlft.errors import DataError
 from rlft.rewards.learned.models import Encoder
+from rlft.rollout.renderer import Renderer
 from rlft.types import Message
+
+Pair = TypeVar("Pair")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,16 @@ class EncodedPair:
     def width(self) -> int:
         """Tokens of the longer side: both are padded to it."""
         return max(len(self.chosen), len(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A pair as a policy is trained on it: one context, and two answers up to their EOS."""
+
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
+    gap: float  # reward of the chosen answer less that of the other
 
 
 class _Unusable(Exception):
@@ -109,14 +122,52 @@ def encode_pairs(pairs: Sequence[Preference], encoder: Encoder) -> tuple[list[En
     return encoded, bad
 
 
-class PairStream(Iterator[EncodedPair]):
+def tokenize_pairs(
+    pairs: Sequence[Preference], renderer: Renderer, max_length: int, margins: bool
+) -> tuple[list[TokenPair], list[BadRow]]:
+    """Pairs as a policy's tokens; one that it cannot learn from is set aside.
+
+    Args:
+        max_length: tokens of prompt and answer together that the model takes.
+        margins: a pair's gap is its margin, which has to be above 0; else it is 1.
+
+    Raises:
+        DataError: none is left.
+    """
+    fitting, bad = [], []
+    for number, pair in enumerate(pairs, start=1):
+        prompt_ids = renderer.render(pair.prompt)
+        try:
+            chosen, rejected = (_target(answer, renderer, max_length - len(prompt_ids)) for answer in (pair.chosen, pair.rejected))
+            if chosen == rejected:
+                raise _Unusable("", "both answers are the same tokens")
+            if margins and pair.margin <= 0:
+                raise _Unusable("margin", f"expected more than 0, got {pair.margin:g}; put the better answer first")
+            fitting.append(TokenPair(prompt_ids, chosen, rejected, pair.margin if margins else 1.0))
+        except _Unusable as error:
+            bad.append(BadRow(f"pair {pair.id}", number, *error.args))
+    if not fitting:
+        raise DataError(f"no preference pair is left for the policy:\n{describe(bad)}")
+    return fitting, bad
+
+
+def _target(answer: Sequence[Message], renderer: Renderer, room: int) -> list[int]:
+    if len(answer) != 1 or answer[0]["role"] != "assistant" or answer[0].get("tool_calls"):
+        raise _Unusable("", "expected an answer of one assistant message without tool calls; put what was said before into the prompt")
+    ids = renderer.target(answer[0]["content"])
+    if len(ids) > room:
+        raise _Unusable("", f"an answer of {len(ids)} tokens, where the model has room for {room} after the prompt")
+    return ids
+
+
+class PairStream(Iterator[Pair], Generic[Pair]):
     """Pairs without end, epoch after epoch, each exactly once per epoch; the order is a function of (seed, epoch)."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, pairs: Sequence[Pair], seed: int = 0, shuffle: bool = True) -> None:
         self._pairs, self._seed, self._shuffle, self.position = pairs, seed, shuffle, 0
         self._order = np.arange(len(pairs))
 
-    def __next__(self) -> EncodedPair:
+    def __next__(self) -> Pair:
         epoch, index = divmod(self.position, len(self._pairs))
         if index == 0 and self._shuffle:
             self._order = np.argsort(np.random.PCG64([self._seed % 2**64, epoch]).random_raw(len(self._pairs)), kind="stable")

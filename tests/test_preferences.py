@@ -8,11 +8,12 @@ from transformers import AutoTokenizer
 
 from rlft.config import DataConfig, PreferencesConfig, RunConfig, validate
 from rlft.errors import ConfigError, DataError
-from rlft.preferences import PairStream, encode_pairs, load_preferences
+from rlft.preferences import PairStream, Preference, encode_pairs, load_preferences, tokenize_pairs
 from rlft.recipes.addition import splits
 from rlft.recipes.preferences import pairs
 from rlft.reward_training import train_rm
 from rlft.rewards.learned.models import Encoder
+from rlft.rollout.renderer import Renderer
 
 USER = {"role": "user", "content": "Sky? "}
 BLUE, GREEN = {"role": "assistant", "content": "Blue."}, {"role": "assistant", "content": "Green."}
@@ -80,6 +81,34 @@ def test_a_pair_longer_than_the_model_takes_is_set_aside(tmp_path, tiny_model):
     assert encoded[0].answer_tokens == (5, 6)
     with pytest.raises(DataError, match="no preference pair is left"):
         encode_pairs(loaded.pairs, Encoder(tokenizer, "", max_length=3))
+
+
+def policy_tokens(*pairs, tokenizer, margins=False, max_length=100):
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    fitting, bad = tokenize_pairs(pairs, renderer, max_length, margins)
+    texts = [tuple(map(tokenizer.decode, (p.prompt_ids, p.chosen_ids, p.rejected_ids))) for p in fitting]
+    return texts, [p.gap for p in fitting], [row.reason for row in bad]
+
+
+def test_a_policy_is_trained_on_two_answers_up_to_their_eos(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    plain, better = Preference("1", (USER,), (BLUE,), (GREEN,)), Preference("2", (USER,), (BLUE,), (GREEN,), 0.5)
+    texts, gaps, bad = policy_tokens(plain, better, tokenizer=tokenizer)
+    assert texts == [("Sky? ", "Blue.<|im_end|>", "Green.<|im_end|>")] * 2 and gaps == [1.0, 1.0] and not bad
+    texts, gaps, bad = policy_tokens(plain, better, tokenizer=tokenizer, margins=True)
+    assert gaps == [0.5] and bad == ["expected more than 0, got 0; put the better answer first"]
+
+
+def test_what_a_policy_cannot_learn_from_is_set_aside(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    call = {**BLUE, "tool_calls": [{"name": "look"}]}
+    good, long = Preference("1", (USER,), (BLUE,), (GREEN,)), Preference("2", (USER,), (BLUE,), ({**GREEN, "content": "Green." * 3},))
+    pairs = [good, long, Preference("3", (USER,), (BLUE, USER, BLUE), (GREEN,)), Preference("4", (USER,), (call,), (GREEN,))]
+    texts, _, bad = policy_tokens(*pairs, tokenizer=tokenizer, max_length=5 + 7)
+    assert len(texts) == 1 and bad[0] == "an answer of 19 tokens, where the model has room for 7 after the prompt"
+    assert [reason.partition(";")[0] for reason in bad[1:]] == ["expected an answer of one assistant message without tool calls"] * 2
+    with pytest.raises(DataError, match="no preference pair is left for the policy"):
+        policy_tokens(good, tokenizer=tokenizer, max_length=11)
 
 
 def test_a_stream_shows_every_pair_once_an_epoch():
