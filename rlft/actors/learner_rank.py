@@ -18,17 +18,18 @@ import torch
 from torch import Tensor
 
 from rlft.actors.buckets import pack
+from rlft.actors.critic import explained_variance, load_critic
 from rlft.actors.meter import Meter
 from rlft.actors.policy import adapters_off, buckets, exports, load_policy, save_model
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.batching import collate, empty_batch, micro_batches, minibatches
-from rlft.config import LearnerConfig
+from rlft.config import CriticConfig, LearnerConfig
 from rlft.errors import ConfigError, NonFiniteError
 from rlft.rows import Row, RowBlock, unpack_rows
 from rlft.schedule import lr_factor
-from rlft.types import Batch, Source
+from rlft.types import Batch, Setting, Source, Unit
 
 PAD_ID = 0  # any id does: padding is known by its source, and right padding is never attended to
 
@@ -43,8 +44,11 @@ class LearnerRank:
         rank, world_size, master_addr, master_port: where the ranks meet.
         steps: updates in the whole run, for the learning rate schedule.
         seed: adapters' initial values, and the order of trajectories in minibatches.
-        temperature: of the sampling that made the rows; log-probabilities are taken at it. Above 0.
-        reference: keep the initial policy frozen, for algorithms that need `ref_logprobs`.
+        reference: folder or name of the frozen policy, for algorithms that need `ref_logprobs`; "" for none. Adapters that are
+            switched off stand in for the model that they were put on, so with them it must be `model`.
+        critic: the run file's [critic], for algorithms that need `values`.
+        start_step: updates done before, for the schedules.
+        state: folder in which `save` left the optimizers' state; "" starts them anew.
         dump_dir: where the rows of a step that stopped the run are written.
 
     Raises:
@@ -62,66 +66,72 @@ class LearnerRank:
         master_port: int = 29500,
         steps: int = 1,
         seed: int = 0,
-        temperature: float = 1.0,
-        reference: bool = False,
+        reference: str = "",
+        critic: CriticConfig | None = None,
+        start_step: int = 0,
+        state: str = "",
         dump_dir: str | Path = ".",
     ) -> None:
         from rlft.actors import zero
 
-        if temperature <= 0:
-            raise ConfigError(f"rollout.temperature: training needs a temperature above 0, got {temperature}")
         self._zero = zero
         self._config, self._model, self._rank, self._world_size = config, model, rank, world_size
-        self._temperature, self._dump_dir = temperature, Path(dump_dir)
+        self._temperature, self._dump_dir = 1.0, Path(dump_dir)
+        self._critic_config, shared = critic, critic is not None and critic.shared
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
         dtype = zero.training_dtype(config, self._device)
         bf16 = dtype == torch.bfloat16
         torch.manual_seed(seed)  # adapters start equal on every rank
         load = {"dtype": dtype, "logprob_chunk": config.logprob_chunk}
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
-        policy = load_policy(model, **load, **lora, gradient_checkpointing=config.gradient_checkpointing)
+        policy = load_policy(model, **load, **lora, gradient_checkpointing=config.gradient_checkpointing, value_head=shared)
         self._exports = exports(policy)
-        self._engine = zero.start_engine(policy.to(self._device), config, bf16)
+        self._engine = zero.start_engine(policy.to(self._device), config, bf16, critic.lr if critic and shared else None)
+        self._critic: Any = None
+        if critic and not shared:
+            body = load_critic(critic.model or model, dtype, config.gradient_checkpointing)
+            self._critic = zero.start_engine(body.to(self._device), config.model_copy(update={"lr": critic.lr}), bf16)
         self._transfer: Any = None
         self._reference = None
-        if reference and not config.lora_rank:
-            self._reference = zero.shard_frozen(load_policy(model, **load).to(self._device), config, bf16)
-        self._can_refer = reference
-        self._generator = torch.Generator().manual_seed(seed)
-        self._per_update = config.num_epochs * config.num_minibatches
-        self._total_steps = steps * self._per_update
-        self._optimizer_steps = 0  # attempted, the skipped ones included
+        self._can_refer = bool(reference)
+        if reference and not (config.lora_rank and reference == model):
+            self._reference = zero.shard_frozen(load_policy(reference, **load).to(self._device), config, bf16)
+        self._seed, self._updates, self._total_updates = seed, start_step, steps
         self._skipped_in_a_row = 0
+        if state:
+            self._load_state(Path(state))
 
-    def update(self, algorithm: Algorithm, *blocks: RowBlock) -> dict[str, float]:
+    def update(self, algorithm: Algorithm, setting: Setting, *blocks: RowBlock) -> dict[str, float]:
         """Train on this rank's rows and return metrics over all ranks.
 
         Args:
+            setting: what the driver decided for this step.
             blocks: the rows of whole groups; none is fine. Ray resolves references to them.
 
         Raises:
             NonFiniteError: `max_non_finite` optimizer steps in a row were skipped.
         """
         start = time.perf_counter()
+        self._temperature = setting.temperature
         rows = [row for block in blocks for row in unpack_rows(block)]
-        batch = collate(rows, PAD_ID) if rows else empty_batch(PAD_ID)
+        batch = collate(rows, PAD_ID, algorithm.tags, algorithm.parts) if rows else empty_batch(PAD_ID, algorithm.parts)
+        batch = _told(batch, rows, setting)
         meter = Meter(self._device)
         meter.timed("time/learner_collate_s", start)
         start = time.perf_counter()
         batch = self._annotate(batch, algorithm)
         _measure_rollout_gap(batch, meter)
         batch = algorithm.advantages(batch, self._reduce)
+        if batch.values is not None and batch.returns is not None:
+            explained = explained_variance(batch.returns, batch.values, batch.loss_mask, self._reduce)
+            meter.average("critic/explained_variance", explained)
         meter.timed("time/learner_annotate_s", start)
-        lr = 0.0
-        for _ in range(self._config.num_epochs):
-            for part in minibatches(batch, self._config.num_minibatches, self._generator):
-                start = time.perf_counter()
-                self._backward(part, algorithm, meter)
-                meter.timed("time/learner_backward_s", start)
-                start = time.perf_counter()
-                lr = self._step(meter, rows, part, algorithm)
-                meter.timed("time/learner_optimizer_s", start)
-        return meter.totals() | {"learner/lr": lr}
+        generator = torch.Generator().manual_seed(self._seed * 2**32 + self._updates)  # so a resumed run draws the same
+        parts = [part for _ in range(self._config.num_epochs) for part in minibatches(batch, self._config.num_minibatches, generator)]
+        for i, part in enumerate(parts):
+            self._learn(part, algorithm, meter, rows, done=i / len(parts))
+        self._updates += 1
+        return meter.totals()
 
     def ready(self) -> None:
         """Answers once the rank is up."""
@@ -177,31 +187,56 @@ class LearnerRank:
         """Send the weights to every engine that `connect` met."""
         self._transfer.send_weights()
 
-    def save(self, folder: str | Path) -> None:
-        """Write weights, config and tokenizer in Hugging Face format; `folder` appears complete or not at all."""
+    def save(self, folder: str | Path, state: bool = False) -> None:
+        """Write weights, config and tokenizer in Hugging Face format; `folder` appears complete or not at all.
+
+        Args:
+            state: write the optimizers' state too, to `folder`/state. A rank reads it again with as many ranks and the same ZeRO stage.
+        """
         from transformers import AutoTokenizer
 
         kept = {name: tensor.cpu().clone() for name, tensor in self.weights() if self._rank == 0}
         if self._rank == 0:
             save_model(folder, kept, self._engine.module.lm, AutoTokenizer.from_pretrained(self._model, trust_remote_code=False))
         torch.distributed.barrier()
+        if state:
+            for name, engine in self._engines():
+                engine.save_checkpoint(str(Path(folder) / "state"), tag=name)
+            torch.distributed.barrier()
+
+    def _load_state(self, folder: Path) -> None:
+        for name, engine in self._engines():
+            found, _ = engine.load_checkpoint(str(folder), tag=name) if (folder / name).is_dir() else (None, None)
+            if found is None:
+                raise ConfigError(f"{folder}: no optimizer state of the {name}; resume with the learner options that the run had")
+
+    def _engines(self) -> list[tuple[str, Any]]:
+        """Everything that trains, by name."""
+        return [("policy", self._engine), *([("critic", self._critic)] if self._critic is not None else [])]
 
     def _annotate(self, batch: Batch, algorithm: Algorithm) -> Batch:
-        """Fill the log-probabilities that the algorithm needs: no gradient, weights of the update's start."""
+        """Fill what the algorithm needs of the models: no gradient, weights of the update's start."""
         if "values" in algorithm.needs:
-            raise ConfigError(f"algorithm {algorithm.name!r} needs values, and this learner holds no critic")
+            if self._critic_config is None:
+                raise ConfigError(f"algorithm {algorithm.name!r} needs values: start the learner with a critic")
+            batch = replace(batch, values=self._score(batch, self._values))
         if "old_logprobs" in algorithm.needs:
-            batch = replace(batch, old_logprobs=self._score(batch, lambda micro: self._logprobs(self._engine.module, micro)[0]))
+            batch = replace(batch, old_logprobs=self._score(batch, lambda micro: self._forward(self._engine.module, micro)[0]))
         if "ref_logprobs" in algorithm.needs:
             if not self._can_refer:
-                raise ConfigError(f"algorithm {algorithm.name!r} needs ref_logprobs: start the learner with reference=True")
+                raise ConfigError(f"algorithm {algorithm.name!r} needs ref_logprobs: start the learner with a reference")
             frozen = self._reference or self._engine.module
             with nullcontext() if self._reference else adapters_off(frozen):
-                batch = replace(batch, ref_logprobs=self._score(batch, lambda micro: self._logprobs(frozen, micro)[0]))
+                batch = replace(batch, ref_logprobs=self._score(batch, lambda micro: self._forward(frozen, micro)[0]))
         return batch
 
-    def _logprobs(self, policy: Any, micro: Batch) -> tuple[Tensor, Tensor]:
-        return policy(micro.token_ids, micro.loss_mask, self._temperature)
+    def _forward(self, policy: Any, micro: Batch, train_body: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+        return policy(micro.token_ids, micro.loss_mask, self._temperature, train_body)
+
+    def _values(self, micro: Batch) -> Tensor:
+        values = self._critic.module(micro.token_ids, micro.loss_mask) if self._critic else self._forward(self._engine.module, micro)[2]
+        assert values is not None
+        return values
 
     @torch.no_grad()
     def _score(self, batch: Batch, fn: Callable[[Batch], Tensor]) -> Tensor:
@@ -214,62 +249,98 @@ class LearnerRank:
                 scores[micro.traj_ids, : result.shape[1]] = result
         return scores
 
-    def _micro_batches(self, batch: Batch) -> list[Batch]:
+    def _micro_batches(self, batch: Batch, unit: Unit = "row") -> list[Batch]:
         budget = self._config.max_tokens_per_micro_batch
-        micros = micro_batches(batch, budget)
+        micros = micro_batches(batch, budget, unit=unit)
         most = torch.tensor(len(micros), device=self._device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return micros if len(micros) == int(most) else micro_batches(batch, budget, at_least=int(most))
+        return micros if len(micros) == int(most) else micro_batches(batch, budget, at_least=int(most), unit=unit)
 
-    def _backward(self, part: Batch, algorithm: Algorithm, meter: Meter) -> None:
-        """Accumulate the exact gradient of one optimizer step."""
+    def _learn(self, part: Batch, algorithm: Algorithm, meter: Meter, rows: Sequence[Row], done: float) -> None:
+        """One optimizer step of the policy, and of the critic where there is one; `done` is the share of the update before it."""
         weights = loss_weights(part.loss_mask, part.traj_ids, algorithm.aggregation, self._reduce, algorithm.max_length)
-        first = self._optimizer_steps % self._per_update == 0
-        for micro in self._micro_batches(replace(part, loss_weights=weights)):
-            micro = micro.map(lambda x: x.to(self._device, non_blocking=True))
-            logprobs, entropy = self._logprobs(self._engine, micro)
-            per_token, metrics = algorithm.loss(logprobs, micro)
-            assert micro.loss_weights is not None
-            loss = weighted_sum(per_token, micro.loss_weights)
-            self._engine.backward(self._zero.exact_loss(loss, self._world_size))
-            meter.add("loss/policy", loss.detach() / self._per_update)
-            meter.add_means({"policy/entropy": entropy, **metrics}, micro.loss_mask)
-            if first and micro.old_logprobs is not None:
-                deviation = (logprobs.detach() - micro.old_logprobs).exp() - 1
-                meter.most("ratio/first_max_dev", torch.where(micro.loss_mask, deviation.abs(), 0.0).max())
-
-    def _step(self, meter: Meter, rows: Sequence[Row], part: Batch, algorithm: Algorithm) -> float:
-        """Apply the gradient, or skip it on every rank where it is not finite. Returns the learning rate."""
-        done = self._optimizer_steps / self._per_update
-        config = self._config
-        lr = config.lr * lr_factor(done, self._total_steps / self._per_update, config.schedule, config.warmup_steps, config.min_lr_ratio)
-        norm = self._zero.step(self._engine, lr)
-        self._optimizer_steps += 1
-        self._skipped_in_a_row = 0 if norm is not None else self._skipped_in_a_row + 1
-        meter.count("learner/num_skipped", 0 if norm is not None else 1)
-        if norm is not None:
-            meter.average("grad/norm", norm)
+        part = replace(part, loss_weights=weights)
+        critic, config = self._critic_config, self._config
+        warming_up = critic is not None and self._updates < critic.warmup_steps
+        factor = lr_factor(self._updates + done, self._total_updates, config.schedule, config.warmup_steps, config.min_lr_ratio)
+        if self._critic is not None:
+            self._backward(self._critic, part, algorithm, lambda micro: self._critic_loss(micro, algorithm, meter), meter)
+            self._step(self._critic, factor, meter, "critic/grad_norm")
+        if self._critic is None or not warming_up:
+            self._backward(self._engine, part, algorithm, lambda micro: self._loss(micro, algorithm, meter, warming_up, done == 0), meter)
+            self._step(self._engine, factor, meter, "grad/norm")
+            meter.average("learner/lr", config.lr * factor)
         if self._skipped_in_a_row >= config.max_non_finite:
             where = self._dump(rows, part, algorithm)
             raise NonFiniteError(
                 f"loss or gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; the weights are those before them. "
                 f"Rows and losses are in {where}: look for extreme rewards or ratios, or lower learner.lr"
             )
-        return lr
+
+    def _backward(self, engine: Any, part: Batch, algorithm: Algorithm, loss: Callable[[Batch], Tensor], meter: Meter) -> None:
+        """Accumulate the exact gradient of one optimizer step."""
+        start = time.perf_counter()
+        for micro in self._micro_batches(part, algorithm.unit):
+            micro = micro.map(lambda x: x.to(self._device, non_blocking=True))
+            engine.backward(self._zero.exact_loss(loss(micro), self._world_size))
+        meter.timed("time/learner_backward_s", start)
+
+    def _loss(self, micro: Batch, algorithm: Algorithm, meter: Meter, warming_up: bool, first: bool) -> Tensor:
+        """The policy's share of a micro-batch in the step's loss, and the critic's where they share a body."""
+        assert micro.loss_weights is not None
+        logprobs, entropy, values = self._forward(self._engine, micro, not warming_up)
+        per_token, metrics = algorithm.loss(logprobs, replace(micro, entropy=entropy))
+        loss = weighted_sum(per_token, micro.loss_weights)
+        meter.add("loss/policy", loss.detach() / self._per_update)
+        meter.add_means({"policy/entropy": entropy, **metrics}, micro.loss_mask)
+        if first and micro.old_logprobs is not None:
+            deviation = (logprobs.detach() - micro.old_logprobs).exp() - 1
+            meter.most("ratio/first_max_dev", torch.where(micro.loss_mask, deviation.abs(), 0.0).max())
+        if values is None or algorithm.value_loss is None or self._critic_config is None:
+            return loss
+        if warming_up:
+            loss = 0.0 * weighted_sum(logprobs, micro.loss_weights)
+        return loss + self._critic_config.loss_coef * self._value_loss(values, micro, algorithm, meter)
+
+    def _critic_loss(self, micro: Batch, algorithm: Algorithm, meter: Meter) -> Tensor:
+        return self._value_loss(self._critic(micro.token_ids, micro.loss_mask), micro, algorithm, meter)
+
+    def _value_loss(self, values: Tensor, micro: Batch, algorithm: Algorithm, meter: Meter) -> Tensor:
+        assert algorithm.value_loss is not None and micro.loss_weights is not None
+        per_token, metrics = algorithm.value_loss(values, micro)
+        loss = weighted_sum(per_token, micro.loss_weights)
+        meter.add("critic/loss", loss.detach() / self._per_update)
+        for name, metric in metrics.items():
+            meter.add_ratio(name, torch.where(micro.loss_mask, metric, 0.0).sum(), micro.loss_mask.sum())
+        return loss
+
+    def _step(self, engine: Any, factor: float, meter: Meter, norm_name: str) -> None:
+        """Apply the gradient, or skip it on every rank where it is not finite."""
+        start = time.perf_counter()
+        norm = self._zero.step(engine, factor)
+        self._skipped_in_a_row = 0 if norm is not None else self._skipped_in_a_row + 1
+        meter.count("learner/num_skipped", 0 if norm is not None else 1)
+        if norm is not None:
+            meter.average(norm_name, norm)
+        meter.timed("time/learner_optimizer_s", start)
+
+    @property
+    def _per_update(self) -> int:
+        return self._config.num_epochs * self._config.num_minibatches
 
     def _dump(self, rows: Sequence[Row], part: Batch, algorithm: Algorithm) -> Path:
         """Write this rank's rows, and the last minibatch with its loss per token."""
         from safetensors.torch import save_file
 
         def loss(micro: Batch) -> Tensor:
-            return algorithm.loss(self._logprobs(self._engine.module, micro)[0], micro)[0]
+            return algorithm.loss(self._forward(self._engine.module, micro)[0], micro)[0]
 
         losses = self._score(part, loss)
         self._dump_dir.mkdir(parents=True, exist_ok=True)
         stem = self._dump_dir / f"non_finite_rank{self._rank}"
         described = [{"group_id": r.group_id, "traj_id": r.traj_id, "num_tokens": len(r), "policy_version": r.policy_version} for r in rows]
         per_row = [{"batch_traj_id": int(i), "loss": repr(float(x))} for i, x in zip(part.traj_ids, losses.sum(-1), strict=True)]
-        report = {"optimizer_step": self._optimizer_steps, "algorithm": algorithm.name, "rows": described, "minibatch": per_row}
+        report = {"update": self._updates, "algorithm": algorithm.name, "rows": described, "minibatch": per_row}
         stem.with_suffix(".json").write_text(json.dumps(report, indent=1))
         streams = {name: x.contiguous() for name in Batch.__dataclass_fields__ if (x := getattr(part, name)) is not None}
         save_file({**streams, "loss": losses}, stem.with_suffix(".safetensors"))
@@ -291,6 +362,13 @@ def free_address() -> tuple[str, int]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+def _told(batch: Batch, rows: Sequence[Row], setting: Setting) -> Batch:
+    """The batch with the numbers that the driver sent along: pass rates by group, controls on every token."""
+    rates = [setting.pass_rates.get(row.group_id, 0.5) for row in rows] or [0.5]
+    controls = {name: torch.full_like(batch.rewards, value) for name, value in setting.controls.items()}
+    return replace(batch, pass_rates=torch.tensor(rates), **controls)
 
 
 def _measure_rollout_gap(batch: Batch, meter: Meter) -> None:

@@ -24,31 +24,61 @@ LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class PolicyModel(nn.Module):
-    """A causal language model that answers with log-probabilities of the tokens it was given."""
+    """A causal language model that answers with log-probabilities of the tokens it was given.
 
-    def __init__(self, lm: Any) -> None:
+    Args:
+        value_head: a critic on the same body; None for a policy alone.
+    """
+
+    def __init__(self, lm: Any, value_head: ValueHead | None = None) -> None:
         super().__init__()
         self.lm = lm
+        self.value_head = value_head
 
-    def forward(self, token_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probability of each masked token given the tokens before it, and the entropy it was drawn from.
+    def forward(
+        self, token_ids: Tensor, mask: Tensor, temperature: float = 1.0, train_body: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probability of each masked token given the tokens before it, the entropy it was drawn from, and its value.
 
         Args:
             token_ids: [B, T] int64, right-padded: causal attention then needs no mask.
             mask: [B, T] bool, tokens to score; entry 0 of a row has nothing before it and is never scored.
             temperature: divides the logits.
+            train_body: let the values' gradient reach the body.
 
         Returns:
-            logprobs [B, T] and entropy [B, T] (detached), float32, 0 off the mask. With an empty mask
-            they are zeros that still depend on every parameter, so backward runs everywhere.
+            logprobs, entropy and values (None without a value head), [B, T] float32, 0 off the mask. With an
+            empty mask they are zeros that still depend on every parameter, so backward runs everywhere.
         """
         hidden = self.lm.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        rows, columns = mask.nonzero(as_tuple=True)
-        rows, columns = rows[columns > 0], columns[columns > 0]
-        head = self.lm.get_output_embeddings()
-        logprobs, entropy = head(hidden[rows, columns - 1], token_ids[rows, columns], temperature)
+        place, states = states_before(hidden, mask)
+        logprobs, entropy = self.lm.get_output_embeddings()(states, token_ids[place], temperature)
         nothing = torch.zeros(token_ids.shape, dtype=torch.float32, device=hidden.device)
-        return nothing.index_put((rows, columns), logprobs), nothing.index_put((rows, columns), entropy)
+        values = None
+        if self.value_head is not None:
+            values = nothing.index_put(place, self.value_head(states if train_body else states.detach()))
+        return nothing.index_put(place, logprobs), nothing.index_put(place, entropy), values
+
+
+class ValueHead(nn.Module):
+    """From a state to what it is worth. It starts at 0 everywhere, so it starts equal on every rank."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.projection = nn.Linear(width, 1, dtype=dtype)
+        nn.init.zeros_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states [S, H] -> values [S] float32."""
+        return self.projection(states).squeeze(-1).float()
+
+
+def states_before(hidden: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where the masked tokens stand (rows, columns), and the hidden state [S, H] from which each is chosen: the next-token shift."""
+    rows, columns = mask.nonzero(as_tuple=True)
+    rows, columns = rows[columns > 0], columns[columns > 0]
+    return (rows, columns), hidden[rows, columns - 1]
 
 
 class VocabularyHead(nn.Module):
@@ -65,7 +95,7 @@ class VocabularyHead(nn.Module):
         self.chunk = chunk
 
     def forward(self, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """hidden [S, H], targets [S] -> log-probability of each target [S], entropy [S] (detached)."""
+        """hidden [S, H], targets [S] -> log-probability of each target [S], entropy [S]; both carry gradient."""
         return _TokenLogprobs.apply(hidden, self.weight, self.bias, targets, temperature, self.chunk)  # type: ignore[return-value]
 
 
@@ -85,21 +115,26 @@ class _TokenLogprobs(torch.autograd.Function):
             distribution = _log_softmax(hidden[part], weight, bias, temperature)
             logprobs[part] = distribution.gather(1, targets[part, None]).squeeze(1)
             entropy[part] = -(distribution.exp() * distribution).sum(-1)
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor | None, grad_entropy: Tensor | None) -> Any:
         hidden, weight, bias, targets = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for part in _chunks(len(targets), ctx.chunk):
-            upstream = grad[part, None] / ctx.temperature
-            grad_logits = _log_softmax(hidden[part], weight, bias, ctx.temperature).exp_().mul_(-upstream)
-            grad_logits.scatter_add_(1, targets[part, None], upstream)
-            grad_logits = grad_logits.to(hidden.dtype)
+            upstream = torch.zeros_like(targets[part, None], dtype=torch.float32) if grad is None else grad[part, None] / ctx.temperature
+            log_p = _log_softmax(hidden[part], weight, bias, ctx.temperature)
+            if grad_entropy is None:
+                grad_logits = log_p.exp_().mul_(-upstream)  # dlog p_target / dz = onehot - p
+            else:  # dH / dz = -p (log p + H)
+                p = log_p.exp()
+                negative_entropy = (p * log_p).sum(-1, keepdim=True)
+                grad_logits = p * (-upstream - grad_entropy[part, None] / ctx.temperature * (log_p - negative_entropy))
+            grad_logits = grad_logits.scatter_add_(1, targets[part, None], upstream).to(hidden.dtype)
             grad_hidden[part] = grad_logits @ weight
             if grad_weight is not None:
                 grad_weight.addmm_(grad_logits.T, hidden[part])
@@ -125,11 +160,12 @@ def load_policy(
     lora_rank: int = 0,
     lora_alpha: float = 16.0,
     lora_targets: Sequence[str] = ("all-linear",),
+    value_head: bool = False,
 ) -> PolicyModel:
     """Load a causal language model from a folder or the Hub, in training mode and without dropout
     (a policy's log-probabilities must not depend on chance).
 
-    With `lora_rank` > 0 only adapters train. Their initial values come from torch's global generator.
+    With `lora_rank` > 0 only adapters (and the value head) train. Their initial values come from torch's global generator.
 
     Raises:
         ConfigError: no such model, or one whose logits are more than a projection.
@@ -149,7 +185,7 @@ def load_policy(
     lm.set_output_embeddings(VocabularyHead(head, logprob_chunk))
     if gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return PolicyModel(lm.train())
+    return PolicyModel(lm.train(), ValueHead(config.get_text_config().hidden_size, dtype) if value_head else None)
 
 
 def load_pretrained(model: str, dtype: torch.dtype, auto_class: Any, **changes: Any) -> tuple[Any, Any]:

@@ -163,8 +163,8 @@ class RewardModelRank:
     def _step(self, meter: Meter) -> float:
         """Apply the gradient, or skip it on every rank where it is not finite. Returns the learning rate."""
         config = self._config
-        lr = config.lr * lr_factor(self._steps, self._total_steps, config.schedule, config.warmup_steps, config.min_lr_ratio)
-        norm = self._zero.step(self._engine, lr)
+        factor = lr_factor(self._steps, self._total_steps, config.schedule, config.warmup_steps, config.min_lr_ratio)
+        norm = self._zero.step(self._engine, factor)
         self._steps += 1
         self._skipped_in_a_row = 0 if norm is not None else self._skipped_in_a_row + 1
         meter.count("learner/num_skipped", 0 if norm is not None else 1)
@@ -175,7 +175,7 @@ class RewardModelRank:
                 f"loss or gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; "
                 "the weights are those before them: look for extreme margins, or lower learner.lr"
             )
-        return lr
+        return config.lr * factor
 
 
 def pair_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> list[list[EncodedPair]]:

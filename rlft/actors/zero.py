@@ -65,11 +65,19 @@ def training_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool) -> Any:
-    """A DeepSpeed engine with AdamW over the parameters of `policy` that train."""
+def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool, head_lr: float | None = None) -> Any:
+    """A DeepSpeed engine with AdamW over the parameters of `policy` that train.
+
+    Args:
+        head_lr: peak learning rate of the value head, where `policy` has one; all else has the config's.
+    """
     import deepspeed
 
-    trained = [p for p in policy.parameters() if p.requires_grad]
+    heads = {id(p) for name, p in policy.named_parameters() if name.startswith("value_head.")} if head_lr is not None else set()
+    body = [p for p in policy.parameters() if p.requires_grad and id(p) not in heads]
+    trained: list[Any] = [{"params": body, "lr": config.lr}]
+    if heads:
+        trained.append({"params": [p for p in policy.parameters() if id(p) in heads], "lr": head_lr})
     adamw = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     zero = _zero_section(policy, config.zero_stage)
     if config.offload_optimizer:
@@ -80,7 +88,9 @@ def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool) -> Any:
         "managed_gradient_accumulation": False,
         "zero_force_ds_cpu_optimizer": False,
     }
-    engine = deepspeed.initialize(model=policy, model_parameters=trained, config=settings)[0]  # type: ignore[arg-type]
+    engine: Any = deepspeed.initialize(model=policy, model_parameters=trained, config=settings)[0]  # type: ignore[arg-type]
+    for group in engine.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
     if config.zero_stage == 0:
         engine.enable_backward_allreduce = False  # `step` reduces, to see the norm before it applies it
     return engine
@@ -96,15 +106,15 @@ def shard_frozen(policy: Any, config: LearnerConfig, bf16: bool) -> Any:
     return policy
 
 
-def step(engine: Any, lr: float) -> float | None:
-    """Apply the accumulated gradients at `lr` and forget them.
+def step(engine: Any, lr_factor: float) -> float | None:
+    """Apply the accumulated gradients at `lr_factor` times each parameter's peak learning rate, and forget them.
 
     Returns:
         Norm of the whole gradient before clipping; None where it was not finite on some rank and
         no rank changed a weight.
     """
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = group["initial_lr"] * lr_factor
     if engine.zero_optimization():
         engine.step()  # ZeRO itself skips when the norm over all ranks is not finite
         return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None

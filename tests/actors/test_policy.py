@@ -49,20 +49,56 @@ def oracle(model, token_ids, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_and_entropy_equal_the_plain_forward_on_the_mask_and_are_zero_off_it(model, batch, chunk, temperature):
     token_ids, mask = batch
-    logprobs, entropy = load_policy(model, dtype=torch.float32, logprob_chunk=chunk)(token_ids, mask, temperature)
+    logprobs, entropy, values = load_policy(model, dtype=torch.float32, logprob_chunk=chunk)(token_ids, mask, temperature)
     _, want, want_entropy = oracle(model, token_ids, temperature)
     scored = mask.clone()
     scored[:, 0] = False
     torch.testing.assert_close(logprobs, torch.where(scored, want, 0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy, torch.where(scored, want_entropy, 0.0), atol=1e-5, rtol=0)
-    assert not entropy.requires_grad
+    assert values is None
 
 
 def test_one_token_further_is_another_number(model, batch):
     token_ids, mask = batch
-    logprobs, _ = load_policy(model, dtype=torch.float32)(token_ids, mask, 1.0)
+    logprobs, *_ = load_policy(model, dtype=torch.float32)(token_ids, mask, 1.0)
     _, want, _ = oracle(model, token_ids, 1.0)
     assert (logprobs - torch.where(mask, want.roll(1, 1), 0.0)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("of", ["entropy", "both"])
+def test_the_entropys_gradient_equals_that_of_the_plain_forward(model, batch, of):
+    token_ids, mask = batch
+    mask[:, 0] = False
+    direction = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
+    policy = load_policy(model, dtype=torch.float32, logprob_chunk=3)
+    logprobs, entropy, _ = policy(token_ids, mask, 0.7)
+    lm, want, want_entropy = oracle(model, token_ids, 0.7)
+    both = of == "both"
+    ((entropy + logprobs if both else entropy) * direction).sum().backward()
+    (torch.where(mask, want_entropy + want if both else want_entropy, 0.0) * direction).sum().backward()
+    wanted = dict(lm.named_parameters())
+    for name, parameter in policy.lm.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_values_are_read_from_the_state_before_the_token_and_train_the_body_only_when_told(model, batch):
+    token_ids, mask = batch
+    policy = load_policy(model, dtype=torch.float32, value_head=True)
+    assert not policy(token_ids, mask, 1.0)[2].any()  # it starts at 0
+    torch.nn.init.normal_(policy.value_head.projection.weight, generator=torch.Generator().manual_seed(3))
+    values = policy(token_ids, mask, 1.0)[2]
+    changed = token_ids.clone()
+    b, t = next((b, t) for b, t in mask.nonzero().tolist() if t > 0)
+    changed[b, t] = (changed[b, t] + 1) % 96
+    assert policy(changed, mask, 1.0)[2][b, t] == values[b, t] != 0  # the token itself is not seen
+    changed[b, t - 1] = (changed[b, t - 1] + 1) % 96
+    assert policy(changed, mask, 1.0)[2][b, t] != values[b, t]
+    for train_body in (True, False):
+        policy.zero_grad()
+        policy(token_ids, mask, 1.0, train_body)[2].sum().backward()
+        touched = any(p.grad is not None and p.grad.any() for p in policy.lm.base_model.parameters())
+        assert touched == train_body
+        assert policy.value_head.projection.weight.grad.any()
 
 
 @pytest.mark.parametrize("chunk", [3, 4096])
@@ -72,7 +108,7 @@ def test_gradients_equal_those_of_the_plain_forward(model, batch, chunk, checkpo
     mask[:, 0] = False
     direction = torch.randn(mask.shape, generator=torch.Generator().manual_seed(2))
     policy = load_policy(model, dtype=torch.float32, logprob_chunk=chunk, gradient_checkpointing=checkpointing)
-    logprobs, _ = policy(token_ids, mask, 0.7)
+    logprobs, *_ = policy(token_ids, mask, 0.7)
     (logprobs * direction).sum().backward()
     lm, want, _ = oracle(model, token_ids, 0.7)
     (torch.where(mask, want, 0.0) * direction).sum().backward()
@@ -84,7 +120,7 @@ def test_gradients_equal_those_of_the_plain_forward(model, batch, chunk, checkpo
 def test_an_empty_mask_gives_zeros_whose_gradient_reaches_every_parameter(model, batch):
     token_ids, mask = batch
     policy = load_policy(model, dtype=torch.float32)
-    logprobs, entropy = policy(token_ids, torch.zeros_like(mask), 1.0)
+    logprobs, entropy, _ = policy(token_ids, torch.zeros_like(mask), 1.0)
     assert not logprobs.any() and not entropy.any()
     logprobs.sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in policy.parameters())

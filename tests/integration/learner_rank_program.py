@@ -16,7 +16,7 @@ from rlft.batching import collate, micro_batches
 from rlft.config import LearnerConfig
 from rlft.errors import NonFiniteError
 from rlft.rows import Row, RowBlock, pack_rows
-from rlft.types import Source
+from rlft.types import Setting, Source
 
 BUDGETS = (32, 96, 4096)  # padded tokens: about one row each, a few, all at once
 # With beta1 = 0 Adam's first moment is the step's gradient, and at this rate no weight moves.
@@ -107,28 +107,28 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
         for layout in ("uneven", "alone")[:world_size]:
             for budget in BUDGETS:
                 object.__setattr__(learner, "_config", learner._config.model_copy(update={"max_tokens_per_micro_batch": budget}))
-                metrics = learner.update(algorithm, *packed(share(rank, world_size, layout)))
+                metrics = learner.update(algorithm, Setting(), *packed(share(rank, world_size, layout)))
                 results[f"gradient/{key}/{layout}/{budget}"] = (gradients(learner), metrics)
         for name, value in POISONS.items():
-            learner.update(poisoned(value, world_size - 1, rank), *packed(share(rank, world_size)))
-            learner.update(algorithm, *packed(share(rank, world_size)))
+            learner.update(poisoned(value, world_size - 1, rank), Setting(), *packed(share(rank, world_size)))
+            learner.update(algorithm, Setting(), *packed(share(rank, world_size)))
             results[f"after_skip/{key}/{name}"] = gradients(learner)
         raised = 0
         for _ in range(2):
             try:
-                learner.update(poisoned(float("nan"), 0, rank), *packed(share(rank, world_size)))
+                learner.update(poisoned(float("nan"), 0, rank), Setting(), *packed(share(rank, world_size)))
             except NonFiniteError as error:
                 raised += 1
                 results[f"stop/{key}"] = str(error)
         assert raised == 1, f"{raised} errors in two bad steps in a row"
 
         learner = LearnerRank(LearnerConfig(**options, **STEP), model, **place, steps=4)
-        steps = [learner.update(algorithm, *packed(share(rank, world_size))) for _ in range(3)]
+        steps = [learner.update(algorithm, Setting(), *packed(share(rank, world_size))) for _ in range(3)]
         results[f"step/{key}"] = (weights(learner, 4096), steps)
         results[f"probe/{key}"] = learner.probe_logprobs(PROBE)
         for name, value in POISONS.items():
             before = weights(learner)
-            metrics = learner.update(poisoned(value, world_size - 1, rank), *packed(share(rank, world_size)))
+            metrics = learner.update(poisoned(value, world_size - 1, rank), Setting(), *packed(share(rank, world_size)))
             unchanged = all(torch.equal(x, before[n]) for n, x in weights(learner).items())
             results[f"skip/{key}/{name}"] = (metrics["learner/num_skipped"], unchanged)
         learner.save(folder / f"saved{key}")
@@ -136,12 +136,12 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
     for stage in (2, 3):
         for name, rank_of_adapters in (("full", 0), ("lora", 4)):
             config = LearnerConfig(zero_stage=stage, lora_rank=rank_of_adapters, lr=1e-2, schedule="constant")
-            learner = LearnerRank(config, model, **place, reference=True)
-            results[f"{name}/{stage}"] = [learner.update(grpo(kl_coef=0.1), *packed(share(rank, world_size))) for _ in range(3)]
+            learner = LearnerRank(config, model, **place, reference=model)
+            results[f"{name}/{stage}"] = [learner.update(grpo(kl_coef=0.1), Setting(), *packed(share(rank, world_size))) for _ in range(3)]
             results[f"{name}-probe/{stage}"] = learner.probe_logprobs(PROBE)
             learner.save(folder / f"{name}{stage}")
     learner = LearnerRank(LearnerConfig(num_minibatches=3, num_epochs=2, lr=1e-3), model, **place)
-    results["minibatches"] = learner.update(algorithm, *packed(share(rank, world_size)))
+    results["minibatches"] = learner.update(algorithm, Setting(), *packed(share(rank, world_size)))
     results["num_micro_batches"] = [len(micro_batches(collate(share(rank, world_size), 0), budget)) for budget in BUDGETS]
     return results
 
