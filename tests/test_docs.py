@@ -43,7 +43,7 @@ from rlft.types import GroupRef, TrajectoryInfo
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 OTHER_PAGES = ["AGENTS.md", "cluster/README.md"]  # nothing to execute, but commands and links
-STARTS_A_RUN = ("rlft.train(", "rlft.sft(", "rlft.train_rm(", "rlft.evaluate(")
+STARTS_A_RUN = ("rlft.train(", "rlft.sft(", "rlft.dpo(", "rlft.train_rm(", "rlft.evaluate(")
 
 
 def read(page):
@@ -301,9 +301,16 @@ def is_documented(name, names):
     return any(re.fullmatch(r"[\w@/]+".join(map(re.escape, re.split(r"<\w+>", known))), name) for known in names)
 
 
-STEP, TIMES, EVALUATION, SUMMARY, REWARD_MODEL = (
+STEP, TIMES, EVALUATION, SUMMARY, REWARD_MODEL, PREFERENCES = (
     documented(heading)
-    for heading in ("A step", "Where a step's time went", "An evaluation", "summary.json", "Training a reward model")
+    for heading in (
+        "A step",
+        "Where a step's time went",
+        "An evaluation",
+        "summary.json",
+        "Training a reward model",
+        "Learning from preferences",
+    )
 )
 METRIC = r"(reward|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish|preference)/\w+|time/\w+_s"
 
@@ -331,13 +338,13 @@ def computed():
 
 def test_every_metric_that_the_code_names_is_documented():
     names = constants() | computed()
-    assert {name for name in names if not is_documented(name, STEP | TIMES | EVALUATION | REWARD_MODEL)} == set()
+    assert {name for name in names if not is_documented(name, STEP | TIMES | EVALUATION | REWARD_MODEL | PREFERENCES)} == set()
     assert len(names) > 40 and not is_documented("kl/gone", STEP)
 
 
 def test_every_documented_metric_is_named_in_the_code():
     named = constants() | computed()
-    every = STEP | TIMES | EVALUATION | REWARD_MODEL
+    every = STEP | TIMES | EVALUATION | REWARD_MODEL | PREFERENCES
     lost = {name for name in every if not any(is_documented(other, {name}) for other in named)}
     assert lost == set()
 

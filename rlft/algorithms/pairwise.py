@@ -53,8 +53,8 @@ def over_pairs(
         def spread(x: Tensor) -> Tensor:
             return masked(x[pair, None].to(logprobs.dtype), mask)
 
-        measured = {"accuracy": lead > 0, "margin": lead, "chosen": chosen, "rejected": rejected}
-        metrics = {f"preference/{key}": spread(x.detach()) for key, x in measured.items()}
+        shown = {"preference/accuracy": lead > 0, "preference/margin": lead, "preference/chosen": chosen, "preference/rejected": rejected}
+        metrics = {name: spread(x.detach()) for name, x in shown.items()}
         return spread(per_pair(lead, gaps)), {**metrics, "kl/ref": k3(logprobs.detach(), ref_logprobs)}
 
     return Algorithm(name, advantages, loss, frozenset({"ref_logprobs", *needs}), "sequence", unit="pair")
