@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
+from rlft.attempts import attempt_metrics
 from rlft.config import EvalConfig, SamplingConfig
 from rlft.errors import ConfigError, RewardError
+from rlft.estimates import interval
 from rlft.loop import check_failures
 from rlft.types import Task, TrajectoryInfo
 
 if TYPE_CHECKING:
     from rlft.actors.rollout_worker import Sampled
     from rlft.actors.rollouts import Rollouts
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,18 @@ async def evaluate_policy(rollouts: Rollouts, tasks: Sequence[Task], config: Eva
     sampled = await rollouts.evaluate(tasks, config, config.samples, "eval")
     check_failures(sampled, max_failed)
     summary = summarize(_values(sampled, config.metric), config.pass_k, config.threshold)
+    summary |= _attempts("attempt", sampled, config)
     if config.greedy:
         greedy = SamplingConfig(temperature=0.0, max_tokens=config.max_tokens, stop=config.stop)
         answers = await rollouts.evaluate(tasks, greedy, 1, "greedy")
         summary["greedy"] = summarize(_values(answers, config.metric), (), config.threshold)["mean"]
+        summary |= _attempts("attempt_greedy", answers, config)
     return Evaluation(summary, sampled)
+
+
+def _attempts(area: str, sampled: Sequence[Sampled], config: EvalConfig) -> dict[str, float]:
+    trajectories = [trajectory for s in sampled for trajectory in s.trajectories]
+    return {f"{area}/{name}": value for name, value in attempt_metrics(trajectories, config.metric, config.threshold).items()}
 
 
 def _values(sampled: Sequence[Sampled], metric: str) -> dict[str, list[float | None]]:
@@ -103,21 +110,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"pass@k: expected 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def interval(task_values: Sequence[float], bounded: bool = False, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Normal interval of the mean over tasks, from the standard error over tasks (arXiv:2411.00640, sec. 2).
-
-    A task's samples are one cluster and enter as one number, so drawing more of them cannot fake precision.
-    NaN for a lone task, about whose population nothing is known. It is too narrow for a dozen tasks or
-    where nearly all pass. `bounded` clips it to [0, 1].
-    """
-    if len(task_values) < 2:
-        return math.nan, math.nan
-    mean = fmean(task_values)
-    reach = NormalDist().inv_cdf((1 + confidence) / 2) * stdev(task_values) / math.sqrt(len(task_values))
-    low, high = mean - reach, mean + reach
-    return (max(0.0, low), min(1.0, high)) if bounded else (low, high)
 
 
 def _estimate(name: str, ends: tuple[str, str], task_values: Sequence[float], bounded: bool) -> dict[str, float]:

@@ -11,16 +11,18 @@ from statistics import fmean, pstdev
 
 from rich.table import Table
 
+from rlft.attempts import attempt_metrics
 from rlft.types import GroupRef
 
 STEP = "time/step_s"
 OTHER = "other"
 
 
-def rollout_metrics(groups: Sequence[GroupRef], version: int) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[GroupRef], version: int, metric: str = "", threshold: float = 1.0) -> dict[str, float]:
     """Means over a step's trajectories; `version` is that of the weights they are to train.
 
     `reward/*` covers graded trajectories only and is absent without any; `rollout/*` covers all.
+    `attempt/*` are those of `attempts.attempt_metrics`, with `metric` and `threshold`.
     `reward/std` is the population's; `rollout/staleness` is the worst lag of a trajectory that holds tokens.
 
     Raises:
@@ -40,6 +42,7 @@ def rollout_metrics(groups: Sequence[GroupRef], version: int) -> dict[str, float
     return {
         **({"reward/mean": fmean(outcomes), "reward/std": pstdev(outcomes)} if outcomes else {}),
         **{f"reward/{part}": fmean(values) for part, values in parts.items()},
+        **{f"attempt/{name}": value for name, value in attempt_metrics(trajectories, metric, threshold).items()},
         "rollout/failed": len(trajectories) - len(graded),
         "rollout/ungraded": fmean(t.status == "failed" or bool(t.ungraded) for t in trajectories),
         **Counter(f"ungraded/{part}/{cause}" for t in trajectories for part, cause in t.ungraded.items()),

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from rlft.metrics import Stopwatch, rollout_metrics, spans, time_shares, time_table
-from rlft.types import GroupRef, Status, TrajectoryInfo
+from rlft.types import GroupRef, Status, TrajectoryInfo, TurnInfo
 
 
 def info(outcome=0.0, status: Status = "completed", tokens=10, version=3, turns=1, parts=None, ungraded=None):
-    return TrajectoryInfo("t", status, outcome, parts or {}, 5, tokens, turns, version, "", ungraded or {})
+    said = (TurnInfo("", 0.0, {}, tokens // turns, False),) * turns
+    return TrajectoryInfo("t", status, outcome, parts or {}, 5, tokens, version, said, "", ungraded or {})
 
 
 def group(*trajectories):

@@ -25,7 +25,7 @@ from rlft.rollout.grading import prefixes, with_verdicts
 from rlft.rollout.program import run_group
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rows import Row, demonstration_row, pack_rows, to_rows
-from rlft.types import Completion, Group, GroupRef, Message, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
+from rlft.types import Completion, Group, GroupRef, Message, Source, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
 
 Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
 Played = TypeVar("Played")
@@ -243,16 +243,16 @@ def group_rows(group: Group, baselines: Sequence[float], demonstrator: Renderer 
 
 def describe(trajectory: Trajectory) -> TrajectoryInfo:
     """A trajectory without its tokens."""
-    turns = trajectory.turns
+    turns, told = trajectory.turns, describe_turns(trajectory.turns)
     return TrajectoryInfo(
         task_id=trajectory.task.id,
         status=trajectory.status,
         outcome=trajectory.outcome,
         parts=dict(trajectory.parts),
         num_prompt=len(turns[0].prompt_ids) if turns else 0,
-        num_sampled=trajectory.num_sampled,
+        num_sampled=sum(turn.num_sampled for turn in told),
         policy_version=min((turn.completion.policy_version for turn in turns), default=0),
-        turns=describe_turns(turns),
+        turns=told,
         error=trajectory.error,
         ungraded=dict(trajectory.ungraded),
     )
@@ -265,7 +265,7 @@ def describe_turns(turns: Sequence[Turn]) -> tuple[TurnInfo, ...]:
     for turn in turns:
         text, completion = turn.action.get("content") or "", turn.completion
         edit = Levenshtein.normalized_distance(last[turn.tag], text) if turn.tag in last else None
-        cut = completion.finish_reason == "length"
-        told.append(TurnInfo(turn.tag, turn.reward, dict(turn.parts), len(completion.token_ids), cut, edit))
+        sampled = sum(source == Source.POLICY for source in turn.sources[len(turn.prompt_ids) :])
+        told.append(TurnInfo(turn.tag, turn.reward, dict(turn.parts), sampled, completion.finish_reason == "length", edit))
         last[turn.tag] = text
     return tuple(told)

@@ -14,6 +14,7 @@ from rlft.rollout.renderer import Renderer
 from rlft.types import Completion, Group, Source, Task, Trajectory, Turn
 
 Answer = TypeVar("Answer")
+GIVEN = "given"  # tag of a first turn that was not sampled
 
 
 class Policy(Protocol):
@@ -34,7 +35,7 @@ async def run_episode(
     environment says it is done after an answer that ended by itself; it is "truncated"
     when an answer, the context or the number of turns ran out; it is "failed" when the
     environment raised, or gave a reward that is no finite number. A task's `first_attempt` is
-    the first turn, instead of a sample: its tokens are hints, of the policy's version at that time.
+    the first turn, tagged "given", instead of a sample: its tokens are hints.
     """
     turns: list[Turn] = []
     step = Step()
@@ -43,8 +44,8 @@ async def run_episode(
         ids = renderer.render(observed, env.tools)
         sources = [int(Source.PROMPT)] * len(ids)
         while policy.room(ids) > 0:
-            tag = getattr(env, "tag", "")
             injected = bool(task.first_attempt) and not turns
+            tag = GIVEN if injected else getattr(env, "tag", "")
             completion = _injected(task, policy, renderer) if injected else await policy.generate(ids)
             action = renderer.parse(completion.token_ids)
             step = _checked(await _ask(env.step(action), env), env)

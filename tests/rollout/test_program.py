@@ -187,6 +187,7 @@ def test_a_first_attempt_that_was_given_before_is_the_first_turn_and_is_never_tr
         given = renderer.target("Went.")
         assert list(first.completion.token_ids) == given and first.action["content"] == "Went." and first.reward == 0.25
         assert (first.completion.policy_version, trajectory.status, len(policy.sampled)) == (3, "completed", 1)
+        assert (first.tag, second.tag) == ("given", "")
         prompt = len(first.prompt_ids)
         assert list(second.sources[prompt : prompt + len(given)]) == [Source.HINT] * len(given)
         batch = collate(to_rows(trajectory), pad_id=tokenizer.pad_token_id)
