@@ -1,5 +1,6 @@
 """DPO, IPO and SPIN: what their options do, and which are refused."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,15 @@ def test_spin_learns_from_demonstrations_and_not_from_rewards():
     sides = {int(m): float(x[x != 0].unique()) for m, x in zip(batch.traj_ids, filled.advantages, strict=True) if x.any()}
     assert sides == {0: -0.5, 2: 0.5, 3: -0.5, 4: 0.5}
     assert not spin().advantages(example_batch((3, 2)), identity).loss_mask.any()
+
+
+def test_spin_is_dpo_with_the_demonstration_as_the_winner():
+    batch = example_batch((2,))
+    shown = (batch.traj_ids == 0)[:, None] & batch.loss_mask
+    filled = spin(beta=0.5).advantages(replace(batch, sources=torch.where(shown, Source.DEMONSTRATION, batch.sources)), identity)
+    on, tokens = filled.loss_mask, int(shown.sum())
+    loss, _ = spin(beta=0.5).loss(torch.where(shown, batch.ref_logprobs + 3.0 / tokens, batch.ref_logprobs), filled)
+    torch.testing.assert_close(loss[on], torch.full_like(loss[on], math.log1p(math.exp(-1.5))))
 
 
 def test_what_each_needs():
