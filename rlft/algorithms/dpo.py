@@ -22,7 +22,7 @@ def dpo(
 ) -> Algorithm:
     """-log sigmoid(beta lead - margin), mean over pairs (arXiv:2305.18290); on groups of rollouts, iterative DPO from a reward.
 
-    The reference is the policy at the start of the run, or of its stage.
+    The reference is the run's first policy, or with a stage's reference = "stage" the one that the stage starts from.
 
     Args:
         beta: strength of the pull to the reference, per nat.
@@ -62,8 +62,8 @@ def ipo(
 def spin(beta: float = 0.1, suffix: bool = False) -> Algorithm:
     """Self-play (arXiv:2401.01335): DPO with the task's demonstration over the policy's own answer; rewards play no part.
 
-    The paper's opponent is the policy of the iteration before, and is the reference too. Here the answers are
-    sampled anew in every step, and the reference is the start of the run or stage: one stage is one iteration.
+    The paper's opponent is the policy of the iteration before, and is the reference too. Here the answers are sampled
+    anew in every step; a stage with reference = "stage" is one iteration.
     """
     expect(is_number(beta) and beta > 0, "beta", "more than 0", beta)
 
