@@ -66,19 +66,6 @@ def importance_weights(
     return masked(ratio.clamp(max=cap), mask)
 
 
-def truncated_importance(old_logprobs: Tensor, rollout_logprobs: Tensor, cap: float = 2.0) -> Tensor:
-    """min(old / rollout, cap) per token, without gradient: truncated importance sampling.
-
-    Multiplied with the policy loss, it makes up for tokens drawn from the engine's
-    distribution. The cap bounds the variance at the price of a bias where it acts.
-
-    Args:
-        old_logprobs, rollout_logprobs: [B, T], learner's and engine's.
-        cap: > 0; 2 is usual.
-    """
-    return (old_logprobs - rollout_logprobs).exp().clamp(max=cap).detach()
-
-
 def mismatch(old_logprobs: Tensor, rollout_logprobs: Tensor) -> dict[str, Tensor]:
     """How far learner and engine are apart, as metrics per token {name: [B, T]}.
 
