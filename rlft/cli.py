@@ -21,12 +21,18 @@ Seed = Annotated[int, typer.Option(help="seed of everything random")]
 
 
 @app.command()
-def train(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
+def train(
+    run: RunFile,
+    set: Set = None,
+    address: Address = None,
+    overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an earlier run")] = False,
+) -> None:
     """Reinforcement learning."""
     config = load(run, set or ())
     from rlft import runs  # takes seconds: a wrong run file is told before
 
-    runs.train(config, address=address, overwrite=overwrite)
+    runs.train(config, address=address, overwrite=overwrite, resume=resume)
 
 
 @app.command()

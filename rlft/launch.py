@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -22,7 +23,7 @@ from rlft.actors.rollout_worker import RolloutWorker
 from rlft.actors.rollouts import Grading, Probe, Rollouts
 from rlft.actors.weight_transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm
-from rlft.config import RunConfig
+from rlft.config import CriticConfig, RunConfig, check_model
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, StallError
 from rlft.names import bind
@@ -57,6 +58,26 @@ def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
     if not isinstance(made, Algorithm):
         raise ConfigError(f"algorithm {name!r}: expected it to return an Algorithm, got {type(made).__name__}")
     return made
+
+
+def gives_turn_rewards(make_env: EnvFn) -> bool:
+    """Whether an environment says that it rewards every turn itself."""
+    return bool(getattr(make_env.func if isinstance(make_env, functools.partial) else make_env, "gives_turn_rewards", False))
+
+
+def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn) -> None:
+    """Refuse a run file that lacks what its algorithm needs, or sets what it has no use for. Raises ConfigError."""
+    values, per_turn = "values" in algorithm.needs, "turn_rewards" in algorithm.needs
+    changed = [key for key in CriticConfig.model_fields if getattr(config.critic, key) != getattr(CriticConfig(), key)]
+    if changed and not values:
+        raise ConfigError(f"critic.{changed[0]} needs an algorithm with a critic, and {algorithm.name!r} has none; remove [critic]")
+    if values and config.critic.model:
+        check_model(config.critic.model)
+    if per_turn and not config.reward_pool.per_turn and not gives_turn_rewards(make_env):
+        raise ConfigError(
+            f"algorithm {algorithm.name!r} needs a reward for every turn: set reward_pool.per_turn = true, "
+            "or name an environment that gives them (a class with gives_turn_rewards = True)"
+        )
 
 
 @contextmanager
@@ -128,10 +149,27 @@ def spawn(cls: type, slot: Slot, *args: Any, **kwargs: Any) -> Any:
     return ray.remote(cls).options(**options).remote(*args, **kwargs)
 
 
-def start_learner(config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None) -> Learner:
+@dataclass(frozen=True)
+class Origin:
+    """Where the actors of a run, or of a stage of one, begin."""
+
+    reference: str = ""  # folder or name of the frozen reference; "" = the model
+    state: str = ""  # folder with the optimizer's state; "" = a fresh one
+    steps_done: int = 0  # of the run
+    stage_steps_done: int = 0
+    num_groups: int = 0  # numbered so far
+
+
+def start_learner(
+    config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None, origin: Origin | None = None
+) -> Learner:
     """Start the learner ranks of a policy."""
-    options = {"temperature": config.rollout.temperature, "reference": "ref_logprobs" in algorithm.needs, "dump_dir": str(dump_dir)}
-    ranks = start_ranks(config, LearnerRank, group, **options)
+    origin, critic = origin or Origin(), None
+    if "values" in algorithm.needs:
+        critic = config.critic.model_copy(update={"model": "" if config.critic.shared else absolute(config.critic.model or config.model)})
+    reference = absolute(origin.reference or config.model) if "ref_logprobs" in algorithm.needs else ""
+    begin = {"start_step": origin.stage_steps_done, "state": origin.state}
+    ranks = start_ranks(config, LearnerRank, group, reference=reference, critic=critic, dump_dir=str(dump_dir), **begin)
     return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
 
 
@@ -139,11 +177,9 @@ def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any)
     """Start DeepSpeed ranks of a class, as one gang: all are placed, or none. Returns their handles, rank 0 first."""
     import ray
     from ray.exceptions import GetTimeoutError
-    from ray.util.placement_group import placement_group
 
     learner = config.learner
-    if group is None:
-        group = placement_group([{"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {})}] * learner.num_ranks)
+    group = group or learner_bundles(config)
     slots = [Slot(learner.cpus, learner.gpus, group, i) for i in range(learner.num_ranks)]
     try:
         address = ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
@@ -155,8 +191,23 @@ def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any)
     return [spawn(cls, slot, learner, absolute(config.model), rank=i, **shared) for i, slot in enumerate(slots)]
 
 
+def learner_bundles(config: RunConfig) -> Any:
+    """Room for the learner ranks, one bundle each."""
+    from ray.util.placement_group import placement_group
+
+    learner = config.learner
+    return placement_group([{"CPU": learner.cpus, **({"GPU": learner.gpus} if learner.gpus else {})}] * learner.num_ranks)
+
+
 def start_rollouts(
-    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: PackedGrader, folder: Path, transfer: Transfer | None, group: Any = None
+    config: RunConfig,
+    renderer: Renderer,
+    make_env: EnvFn,
+    grader: PackedGrader,
+    folder: Path,
+    transfer: Transfer | None,
+    group: Any = None,
+    origin: Origin | None = None,
 ) -> Rollouts:
     """Start the reward workers and the rollout workers that use them."""
     pool, rollout = config.reward_pool, config.rollout
@@ -173,7 +224,10 @@ def start_rollouts(
     ]
     engines = {model: Completing(actors, rollout.timeout_s) for model, actors in {**judges, POLICY: workers}.items()}
     starting = [reward.start.remote(engines) for reward in rewards] + [judge.warm_up.remote() for (judge,) in judges.values()]
-    return Rollouts(workers, config, make_probe(config, renderer), starting)
+    helpers = [*rewards, *(judge for (judge,) in judges.values())]
+    origin = origin or Origin()
+    steps = config.steps - origin.stage_steps_done
+    return Rollouts(workers, config, make_probe(config, renderer), starting, origin.steps_done, steps, origin.num_groups, helpers)
 
 
 def judge_models(grader: PackedGrader) -> list[str]:
@@ -215,14 +269,36 @@ def shared_bundles(config: RunConfig, transfer: Transfer | None) -> Any:
     return placement_group([bundle] * config.learner.num_ranks)
 
 
+@dataclass(frozen=True)
+class Crew:
+    """Every actor of a run, or of a stage of one."""
+
+    rollouts: Rollouts
+    learner: Learner
+    group: Any  # the placement group of the learner ranks
+
+    async def dismiss(self) -> None:
+        """End every actor and give its resources back: the next stage starts its own."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        try:
+            await self.rollouts.close()
+        finally:
+            for actor in (*self.rollouts.workers, *self.rollouts.helpers, *self.learner.ranks):
+                ray.kill(actor)
+            remove_placement_group(self.group)
+
+
 def start(
-    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: PackedGrader, algorithm: Algorithm, folder: Path
-) -> tuple[Rollouts, Learner]:
+    config: RunConfig, renderer: Renderer, make_env: EnvFn, grader: PackedGrader, algorithm: Algorithm, folder: Path, origin: Origin
+) -> Crew:
     """Every actor of an RL run. They come up side by side; the first call to each waits for it."""
     transfer = choose_transfer(config)
-    group = shared_bundles(config, transfer)
-    rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, group)
-    return rollouts, start_learner(config, algorithm, transfer, folder, group)
+    shared = shared_bundles(config, transfer)
+    rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, shared, origin)
+    group = shared or learner_bundles(config)
+    return Crew(rollouts, start_learner(config, algorithm, transfer, folder, group, origin), group)
 
 
 def _resources() -> str:

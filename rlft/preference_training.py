@@ -70,8 +70,8 @@ async def _train(
             (target / "progress.json").write_text(json.dumps({"step": step, "position": stream.position}))
 
     await learn(_batches(stream, config), learner, algorithm, tracker, config.steps, after_step)
-    tracker.finish(report.summarize_run(folder, {}, config.steps))
-    report.show_run(tracker.console, folder, {}, config.steps)
+    tracker.finish(report.summarize_run(folder, config.steps))
+    report.show_run(tracker.console, folder, {})
     return report.read_summary(folder)
 
 

@@ -104,8 +104,8 @@ async def _train(
     await measure(0)
     # The loop hands batches and the loss on to the learner without looking at them.
     await learn(cast(Any, _batches(stream, config)), cast(Any, learner), cast(Any, bradley_terry), tracker, config.steps, after_step)
-    tracker.finish(report.summarize_run(folder, {}, config.steps) | _summary(held.reports, config.steps))
-    report.show_run(tracker.console, folder, {}, config.steps)
+    tracker.finish(report.summarize_run(folder, config.steps) | _summary(held.reports, config.steps))
+    report.show_run(tracker.console, folder, {})
     if held.pairs:
         last = held.reports[config.steps]
         preference_report.show(tracker.console, last)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rlft import report
@@ -13,32 +12,19 @@ from rlft.actors.learner import Learner
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.batching import assign
-from rlft.config import DataConfig, PreferencesConfig, RunConfig, check_model
-from rlft.data import BadRow, load_tasks
-from rlft.envs.base import EnvFn
+from rlft.checkpoints import Saved, last
+from rlft.config import RunConfig, check_model
 from rlft.errors import ConfigError, DataError
-from rlft.evaluation import Evaluation, evaluate_policy
-from rlft.launch import judge_models, make_algorithm, make_env_fn, put, ray_session, start, start_learner, start_rollouts
+from rlft.evaluation import evaluate_policy
+from rlft.launch import judge_models, put, ray_session, start_learner, start_rollouts
 from rlft.loop import learn
-from rlft.loop import train as train_loop
-from rlft.rewards.compose import PackedGrader, compose, pack
+from rlft.parts import Parts, load_source, prepare
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rows import Row, demonstration_row, pack_rows
+from rlft.stages import Stage, is_over, prepare_stages, run_stages
 from rlft.stream import TaskStream
 from rlft.tracking import RunFolder, Tracker
 from rlft.types import GroupRef, Task
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of, checked before any actor starts."""
-
-    renderer: Renderer
-    make_env: EnvFn
-    grader: PackedGrader
-    tasks: Sequence[Task]
-    eval_tasks: Sequence[Task]
-    bad_rows: Sequence[BadRow]
 
 
 def train(
@@ -51,6 +37,7 @@ def train(
     eval_tasks: Sequence[Task] | None = None,
     address: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Run reinforcement learning to its end and return the summary that lies in the run folder.
 
@@ -59,20 +46,39 @@ def train(
         reward, env, algorithm, tasks, eval_tasks: objects to use instead of what the run file names.
         address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
         overwrite: replace the folder of an earlier run.
+        resume: go on from its last complete checkpoint instead.
 
     Raises:
         ConfigError, DataError: before anything starts. RewardError, PublishError,
         NonFiniteError, StallError: the run stopped, and why.
     """
-    if config.rollout.temperature <= 0:
-        raise ConfigError(f"rollout.temperature: training needs a temperature above 0, got {config.rollout.temperature}")
-    made = make_algorithm(config, algorithm)
-    parts = prepare(config, reward, env, tasks, eval_tasks, training=True)
-    folder = RunFolder.create(config.run_dir, config, overwrite)
+    if resume and overwrite:
+        raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
+    stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
+    folder = RunFolder.resume(config.run_dir, config) if resume else RunFolder.create(config.run_dir, config, overwrite)
+    saved = _begin_again(folder, stages) if resume else Saved()
     with Tracker(folder, config) as tracker:
-        tracker.quarantine(parts.bad_rows)
-        with ray_session(config, address, judges=len(judge_models(parts.grader))):
-            return asyncio.run(_train(config, parts, made, folder, tracker))
+        tracker.quarantine(list(dict.fromkeys(bad for stage in stages for bad in stage.parts.bad_rows)))
+        if resume:
+            tracker.replay(saved.stage)
+        largest = max(stages, key=lambda stage: sum(_cpus(stage))).config
+        with ray_session(largest, address, judges=max(len(judge_models(stage.parts.grader)) for stage in stages)):
+            return asyncio.run(run_stages(config, stages, folder, tracker, saved))
+
+
+def _begin_again(folder: RunFolder, stages: Sequence[Stage]) -> Saved:
+    """Where an earlier run is to go on. Raises ConfigError for one that has ended."""
+    saved = last(folder.checkpoints) or Saved()
+    if folder.summary.exists() and saved.stage == len(stages) - 1 and is_over(stages[-1], saved):
+        raise ConfigError(f"the run in {str(folder.path)!r} ended at step {saved.step}; raise steps to go on, or choose another run_dir")
+    folder.cut(saved.rows, saved.step)
+    return saved
+
+
+def _cpus(stage: Stage) -> tuple[float, float, float]:
+    """What its actors ask for, as `ray_session` counts it."""
+    pool, rollout, learner = stage.config.reward_pool, stage.config.rollout, stage.config.learner
+    return pool.num_workers * pool.cpus, rollout.num_workers * rollout.cpus, learner.num_ranks * learner.cpus
 
 
 def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str 
     _check_sft(config)
     check_model(config.model)
     renderer = load_renderer(config.model, config.chat_template)
-    loaded, bad_rows = _load("data", config.data, tasks)
+    loaded, bad_rows = load_source("data", config.data, tasks)
     _check_answers(loaded)
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
@@ -109,72 +115,6 @@ def evaluate(
             return asyncio.run(_evaluate(config, parts, folder, tracker))
 
 
-def prepare(
-    config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None, training: bool
-) -> Parts:
-    """Load and check everything that can be checked without an actor."""
-    if config.preferences != PreferencesConfig():
-        raise ConfigError("[preferences] applies to `rlft train-rm` only; remove it")
-    check_model(config.model)
-    make_env = make_env_fn(config, env)
-    terms = compose(config.reward if reward is None else reward)
-    if not terms and env is None and config.env.get("name") == "single_turn":
-        raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
-    renderer = load_renderer(config.model, config.chat_template)
-    train_tasks, bad = _load("data", config.data, tasks) if training else ([], [])
-    held_out, bad_eval = _load("eval.data", config.eval.data, eval_tasks) if config.eval.data.source or eval_tasks is not None else ([], [])
-    fitting, too_long = fit_context(train_tasks, renderer, config)
-    fitting_eval, too_long_eval = fit_context(held_out, renderer, config)
-    return Parts(renderer, make_env, pack(terms), fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
-
-
-def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) -> tuple[list[Task], list[BadRow]]:
-    """Set aside tasks whose prompt leaves no room for an answer in the context.
-
-    Raises:
-        DataError: none is left.
-    """
-    limit = config.rollout.max_model_len
-    fitting, bad = [], []
-    for number, task in enumerate(tasks, start=1):
-        length = max(len(renderer.render(way.messages)) for way in (task, *task.variants))
-        if length < limit:
-            fitting.append(task)
-        else:
-            bad.append(BadRow(f"task {task.id}", number, "prompt", f"{length} tokens leave no room in rollout.max_model_len {limit}"))
-    if bad and not fitting:
-        raise DataError(f"every prompt is longer than the context: {bad[0]}; raise rollout.max_model_len or shorten the prompts")
-    return fitting, bad
-
-
-async def _train(config: RunConfig, parts: Parts, algorithm: Algorithm, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
-    rollouts, learner = start(config, parts.renderer, parts.make_env, parts.grader, algorithm, folder.path.resolve())
-    await asyncio.gather(rollouts.warm_up(), learner.ready())
-    evaluations: dict[int, Evaluation] = {}
-    stream = TaskStream(parts.tasks, config.seed, config.data)
-
-    async def measure(step: int) -> None:
-        if parts.eval_tasks:
-            evaluations[step] = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, config.reward_pool.max_failed)
-            tracker.evaluation(step, evaluations[step].summary)
-
-    async def after_step(step: int) -> None:
-        last = step == config.steps
-        if last or _due(step, config.eval.every):
-            await measure(step)
-        if last or _due(step, config.tracking.save_every):
-            await _save(learner, folder, step, stream.position)
-
-    try:
-        await measure(0)
-        await train_loop(stream, rollouts, learner, algorithm, tracker, config.steps, config.reward_pool.max_failed, after_step)
-    finally:
-        await rollouts.close()
-    tracker.finish(report.summarize_run(folder, evaluations, config.steps))
-    report.show_run(tracker.console, folder, evaluations, config.steps)
-    return report.read_summary(folder)
-
-
 async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     algorithm = sft_algorithm()
     learner = start_learner(config, algorithm, None, folder.path.resolve())
@@ -185,8 +125,8 @@ async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, fol
             await _save(learner, folder, step, stream.position)
 
     await learn(_demonstrations(stream, renderer, config), learner, algorithm, tracker, config.steps, after_step)
-    tracker.finish(report.summarize_run(folder, {}, config.steps))
-    report.show_run(tracker.console, folder, {}, config.steps)
+    tracker.finish(report.summarize_run(folder, config.steps))
+    report.show_run(tracker.console, folder, {})
     return report.read_summary(folder)
 
 
@@ -221,22 +161,9 @@ def _payload(rows: list[Row], name: str) -> GroupRef:
     return GroupRef(name, (), put(pack_rows(rows)), sum(map(len, rows)))
 
 
-def _load(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> tuple[Sequence[Task], Sequence[BadRow]]:
-    if tasks is not None:
-        if not tasks:
-            raise DataError(f"{where}: an empty list of tasks; give at least one")
-        return tasks, ()
-    if not data.source:
-        raise DataError(f"{where}.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
-    try:
-        return load_tasks(data)
-    except DataError as error:
-        raise DataError(f"[{where}] {error}") from error
-
-
 def _check_sft(config: RunConfig) -> None:
     defaults = RunConfig(model=config.model)
-    for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "eval"):
+    for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "critic", "eval", "stages"):
         if getattr(config, section) != getattr(defaults, section):
             raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import shutil
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +18,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from rlft.config import RunConfig
+from rlft.config import GuardsConfig, RunConfig
 from rlft.data import BadRow, describe
+from rlft.disk import write_text
 from rlft.errors import ConfigError, RewardError
 from rlft.guards import Alarm, Guards
 from rlft.metrics import STEP
@@ -55,6 +57,25 @@ class RunFolder:
         folder.config.write_text(MARKER + config.to_toml(), encoding="utf-8")
         return folder
 
+    @classmethod
+    def resume(cls, path: str | Path, config: RunConfig) -> RunFolder:
+        """The folder of an earlier run of the same run file; its `config.toml` gets the new number of steps.
+
+        Raises:
+            ConfigError: no run there, or keys other than steps differ.
+        """
+        folder = cls(Path(path))
+        if not _is_run(folder.config):
+            raise ConfigError(f"run_dir {str(path)!r} holds no rlft run to resume; start it without --resume")
+        before, now = (_flat(tomllib.loads(text)) for text in (folder.config.read_text(encoding="utf-8"), config.to_toml()))
+        free = re.compile(r"run_dir|steps|stages\[\d+\]\.steps")
+        differing = sorted(key for key in before | now if before.get(key) != now.get(key) and not free.fullmatch(key))
+        if differing:
+            told = "".join(f"\n  {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in differing)
+            raise ConfigError(f"the run in {str(path)!r} had another run file; only steps may change:{told}")
+        write_text(folder.config, MARKER + config.to_toml())
+        return folder
+
     @property
     def config(self) -> Path:
         return self.path / "config.toml"
@@ -74,6 +95,14 @@ class RunFolder:
     @property
     def alarms(self) -> Path:
         return self.path / "alarms.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.json"
+
+    @property
+    def first_attempts(self) -> Path:
+        return self.path / "first_attempts.jsonl"
 
     @property
     def rollouts(self) -> Path:
@@ -99,9 +128,17 @@ class RunFolder:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Replace `summary.json` in one go: a reader finds the old one or the new one, never half of one."""
-        scratch = self.summary.with_suffix(".tmp")
-        scratch.write_text(json.dumps(plain(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(scratch, self.summary)
+        write_text(self.summary, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
+
+    def cut(self, rows: int, step: int) -> None:
+        """Keep the first `rows` of `metrics.jsonl`, and the alarms up to `step`: what came after a checkpoint is done again."""
+        kept = self.rows()[:rows]
+        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+        if self.alarms.exists():
+            alarms = [line for line in self.alarms.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            write_text(self.alarms, "".join(line + "\n" for line in alarms))
+        for part in (self.quarantine, self.summary):
+            part.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`; a last line that a killed run left unfinished is not one."""
@@ -119,6 +156,15 @@ def plain(value: Any) -> Any:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def _flat(table: Any, where: str = "") -> dict[str, Any]:
+    """Every value of nested tables by its dotted name."""
+    if isinstance(table, Mapping):
+        return {key: value for name, part in table.items() for key, value in _flat(part, f"{where}.{name}" if where else name).items()}
+    if isinstance(table, list) and table and all(isinstance(part, Mapping) for part in table):
+        return {key: value for i, part in enumerate(table) for key, value in _flat(part, f"{where}[{i}]").items()}
+    return {where: table}
 
 
 def _is_run(config: Path) -> bool:
@@ -140,6 +186,7 @@ class Tracker:
         self._first_step, self._last_step, self._trained_since = 0, 0, 0.0
         self._tokens, self._seconds, self._evaluation = 0.0, 0.0, ""
         self._guards, self._stopping, self._alarms = Guards(config.guards), set(config.guards.stop), Counter[str]()
+        self._stage: dict[str, int] = {}
         self._wandb: WandbFeed | None = None
         wandb = config.tracking
         if wandb.wandb != "off":
@@ -151,6 +198,23 @@ class Tracker:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def begin_stage(self, index: int, name: str, guards: GuardsConfig) -> None:
+        """Rows from here on carry the stage, and its guards begin anew."""
+        self._stage = {"stage": index}
+        self._guards, self._stopping = Guards(guards), set(guards.stop)
+        self.console.print(f"stage {index}{name and f': {name}'}", markup=False, highlight=False, soft_wrap=True)
+
+    def replay(self, stage: int) -> None:
+        """After a resume: count the alarms of before, and show the guards what the stage had recorded."""
+        if self.folder.alarms.exists():
+            self._alarms.update(json.loads(line)["name"] for line in self.folder.alarms.read_text(encoding="utf-8").splitlines())
+        for row in self.folder.rows():
+            self._last_step = row["step"]
+            if row.get("stage", 0) == stage and "eval/mean" in row:
+                self._guards.evaluation(row["step"], _known(row, "eval/"))
+            elif row.get("stage", 0) == stage:
+                self._guards.step(row["step"], _known(row))
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of one step: one row in metrics.jsonl, one line on screen. Raises RewardError for an alarm that stops."""
@@ -219,7 +283,7 @@ class Tracker:
 
     def _record(self, step: int, metrics: Mapping[str, Any]) -> None:
         row = plain(metrics)
-        self.folder.append_metrics({"step": step, **row})
+        self.folder.append_metrics({"step": step, **self._stage, **row})
         if self._wandb:
             self._wandb.log(step, row)
 
@@ -228,6 +292,11 @@ class Tracker:
             self._live.update(self._bar, completed=step, description=line)
         elif step == self._steps or step % max(1, self._steps // PRINTED_STEPS) == 0:
             self.console.print(f"step {step}/{self._steps}  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _known(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """What a row holds, without what was not finite; the prefix of names is left out."""
+    return {name.removeprefix(prefix): value for name, value in row.items() if value is not None}
 
 
 def status_line(metrics: Mapping[str, Any], tokens_per_s: float | None, evaluation: str, left_s: float) -> str:

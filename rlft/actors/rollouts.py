@@ -82,6 +82,7 @@ class Rollouts:
         steps_done: steps of the run before the next one.
         steps: how many are to come.
         first_number: of the next group. Numbers seed the sampling, so none may come twice in a run.
+        helpers: actors that the workers depend on, to be ended with them.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class Rollouts:
         steps_done: int = 0,
         steps: int | None = None,
         first_number: int = 0,
+        helpers: Sequence[Any] = (),
     ) -> None:
         self.workers, self.config, self.probe, self._starting = workers, config.rollout, probe, starting
+        self.helpers = helpers
         self.tasks_per_step, self.last_step = config.tasks_per_step, steps_done + (config.steps if steps is None else steps)
         self._first_number, self._num_drawn, self._step = first_number, 0, steps_done
         self._numbers = itertools.count(first_number)
