@@ -40,6 +40,7 @@ def vapo(
     """
     expect(is_number(length_alpha, 0) and length_alpha > 0, "length_alpha", "more than 0", length_alpha)
     expect(is_number(positive_coef, 0), "positive_coef", "at least 0", positive_coef)
+    expect(is_number(right_at), "right_at", "a number", right_at)
     policy_loss = clipped(clip_low, clip_high)
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:
