@@ -27,6 +27,7 @@ BUILTIN = {
     "rise": "rlft.algorithms.rise:rise",
     "rloo": "rlft.algorithms.rloo:rloo",
     "rwr": "rlft.algorithms.rft:rwr",
+    "score": "rlft.algorithms.score:score",
     "spin": "rlft.algorithms.dpo:spin",
     "vapo": "rlft.algorithms.vapo:vapo",
 }
