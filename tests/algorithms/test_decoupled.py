@@ -1,6 +1,7 @@
 """Decoupled PPO: the clip is around the proximal policy, the weight corrects for the behaviour policy."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,9 +57,10 @@ def test_at_the_steps_start_nothing_is_clipped_however_old_the_samples_are():
 
 def test_it_is_grpo_with_importance_weights():
     given = example_batch()
-    one, other = decoupled_ppo(), grpo(is_cap=5.0, is_mode="mask")
-    losses = [a.loss(given.old_logprobs + 0.1, a.advantages(given, identity))[0] for a in (one, other)]
-    assert torch.equal(*losses) and one.name == "decoupled_ppo"
+    given = replace(given, rollout_logprobs=given.rollout_logprobs - 1.0 * given.loss_mask)  # some tokens weigh more than 5
+    algorithms = [decoupled_ppo(), grpo(is_cap=5.0, is_mode="mask"), grpo(is_cap=5.0)]
+    one, same, truncated = (a.loss(given.old_logprobs + 0.1, a.advantages(given, identity))[0] for a in algorithms)
+    assert torch.equal(one, same) and not torch.equal(one, truncated)
 
 
 def test_without_weights_it_is_an_error():
