@@ -25,6 +25,7 @@ from rlft.config import LearnerConfig
 from rlft.errors import ConfigError
 
 BUCKET = 200_000_000  # elements that ZeRO reduces or gathers at once, at most
+ALIGNMENT = 128  # what DeepSpeed wants bucket sizes to be a multiple of grows with the ranks
 
 
 def join_ranks(rank: int, world_size: int, master_addr: str, master_port: int, timeout_s: float) -> torch.device:
@@ -156,7 +157,7 @@ def _settings(zero: dict[str, Any], bf16: bool) -> dict[str, Any]:
 
 def _zero_section(policy: Any, stage: int) -> dict[str, Any]:
     """Buckets no larger than the model: DeepSpeed allocates them in full at every backward."""
-    bucket = min(BUCKET, max(1, sum(p.numel() for p in policy.parameters())))
+    bucket = min(BUCKET, -(-sum(p.numel() for p in policy.parameters()) // ALIGNMENT) * ALIGNMENT)
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
         hidden = policy.lm.config.get_text_config().hidden_size

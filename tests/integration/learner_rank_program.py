@@ -12,8 +12,9 @@ import torch
 
 from rlft.actors.learner_rank import LearnerRank
 from rlft.algorithms.grpo import grpo
+from rlft.algorithms.ppo import ppo
 from rlft.batching import collate, micro_batches
-from rlft.config import LearnerConfig
+from rlft.config import CriticConfig, LearnerConfig
 from rlft.errors import NonFiniteError
 from rlft.rows import Row, RowBlock, pack_rows
 from rlft.types import Setting, Source
@@ -26,6 +27,7 @@ POISONS = {"nan": float("nan"), "inf": float("inf")}
 PROBE = [[3, 5, 7, 11], [2, 4]]
 ENGINES = [(0, False), (1, False), (2, False), (3, False), (2, True), (3, True)]  # ZeRO stage, optimizer offload
 UNTIED_ENGINES = [(2, False), (3, False)]
+CRITICS = {"separate": CriticConfig(lr=3e-3), "shared": CriticConfig(lr=3e-3, shared=True)}
 
 
 def make_rows() -> list[Row]:
@@ -140,6 +142,26 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
             results[f"{name}/{stage}"] = [learner.update(grpo(kl_coef=0.1), Setting(), *packed(share(rank, world_size))) for _ in range(3)]
             results[f"{name}-probe/{stage}"] = learner.probe_logprobs(PROBE)
             learner.save(folder / f"{name}{stage}")
+    for stage in (0, 2, 3):
+        for kind, critic in CRITICS.items():
+            for budget in (32, 4096) if stage == 2 else (4096,):
+                config = LearnerConfig(zero_stage=stage, max_tokens_per_micro_batch=budget, lr=1e-3, schedule="linear")
+                learner = LearnerRank(config, model, **place, critic=critic, steps=6)
+                before = weights(learner)
+                steps = [learner.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(4)]
+                results[f"critic/{stage}/{kind}/{budget}"] = (steps, any(not torch.equal(x, before[n]) for n, x in weights(learner).items()))
+            saved = folder / f"resumed{stage}{kind}"
+            learner.save(saved, state=True)
+            went_on = learner.update(ppo(), Setting(), *packed(share(rank, world_size)))
+            again = LearnerRank(config, str(saved), **place, critic=critic, steps=6, start_step=4, state=str(saved / "state"))
+            results[f"resumed/{stage}/{kind}"] = (went_on, again.update(ppo(), Setting(), *packed(share(rank, world_size))))
+    fresh = LearnerRank(config, str(saved), **place, critic=critic, steps=6, start_step=4)
+    results["restarted"] = fresh.update(ppo(), Setting(), *packed(share(rank, world_size)))
+    warm = LearnerRank(LearnerConfig(lr=1e-2), model, **place, critic=CriticConfig(lr=3e-3, warmup_steps=2))
+    for key in ("warming", "warm"):
+        before = weights(warm)
+        metrics = [warm.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(2)]
+        results[key] = (metrics, all(torch.equal(x, before[n]) for n, x in weights(warm).items()))
     learner = LearnerRank(LearnerConfig(num_minibatches=3, num_epochs=2, lr=1e-3), model, **place)
     results["minibatches"] = learner.update(algorithm, Setting(), *packed(share(rank, world_size)))
     results["num_micro_batches"] = [len(micro_batches(collate(share(rank, world_size), 0), budget)) for budget in BUDGETS]

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from rlft.actors.buckets import unpack
 from rlft.rows import pack_rows
-from rlft.types import Source
+from rlft.types import Setting, Source
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -270,7 +270,7 @@ def test_in_ray_rows_come_by_reference_and_weights_leave_by_reference(ray_actor,
     for row in program.make_rows():
         groups.setdefault(row.group_id, []).append(row)
     references = [ray.put(pack_rows(rows)) for rows in groups.values()]
-    metrics = ray.get(ray_actor.update.remote(program.grpo(), *references), timeout=200)
+    metrics = ray.get(ray_actor.update.remote(program.grpo(), Setting(), *references), timeout=200)
     trained = sum(int((row.sources == Source.POLICY).sum()) for row in program.make_rows())
     assert metrics["learner/num_trained_tokens"] == trained
     references, [probe] = ray.get(ray_actor.export_weights.remote([[3, 5, 7, 11]], bucket_bytes=50_000), timeout=60)
@@ -285,3 +285,69 @@ def test_in_ray_rows_come_by_reference_and_weights_leave_by_reference(ray_actor,
     want = [after[0, t, token].item() for t, token in enumerate([5, 7, 11])]
     assert probe == pytest.approx(want, abs=1e-5)
     assert probe != pytest.approx([before[0, t, token].item() for t, token in enumerate([5, 7, 11])], abs=1e-2)
+
+
+CRITIC_CASES = [(stage, kind) for stage in (0, 2, 3) for kind in program.CRITICS]
+every_critic = pytest.mark.parametrize(("stage", "kind"), CRITIC_CASES)
+
+
+def series(steps, name):
+    return [metrics[name] for metrics in steps]
+
+
+@every_critic
+def test_a_critic_learns_the_same_on_every_stage_number_of_ranks_and_budget(runs, stage, kind):
+    for name in ("critic/loss", "critic/explained_variance", "loss/policy", "kl/old"):
+        got = {
+            (world_size, budget): series(of_ranks(runs, world_size, "tied")[0][f"critic/{stage}/{kind}/{budget}"][0], name)
+            for world_size in (1, 2)
+            for budget in ((32, 4096) if stage == 2 else (4096,))
+        }
+        want = of_ranks(runs, 1, "tied")[0][f"critic/2/{kind}/4096"][0]
+        for values in got.values():
+            assert values == pytest.approx(series(want, name), rel=2e-3, abs=2e-5), name
+
+
+def test_a_critics_first_loss_is_that_of_values_of_zero_and_then_falls(runs):
+    """The head starts at 0, so the first loss is the mean square of the returns over trained tokens, halved."""
+    totals = {}
+    for row in program.make_rows():
+        totals.setdefault((row.group_id, row.traj_id), []).append(row)
+    squares, tokens = 0.0, 0
+    for rows in totals.values():
+        for place, row in enumerate(rows):
+            # lambda 0.95 with values of 0: the return of a token is the reward discounted by 0.95 per later policy token
+            rewards = [(float(r), i) for i, r in enumerate(rows[0].rewards) if r]
+            for i, source in enumerate(row.sources):
+                if source != Source.POLICY or (place == 0 and i == 0):
+                    continue
+                value = 0.0
+                for r, at in rewards:
+                    if place == 0 and at >= i:
+                        value += r * 0.95 ** int((row.sources[i + 1 : at + 1] == Source.POLICY).sum())
+                squares, tokens = squares + value**2, tokens + 1
+    steps, moved = of_ranks(runs, 1, "tied")[0]["critic/2/separate/4096"]
+    assert steps[0]["critic/loss"] == pytest.approx(squares / tokens / 2, rel=1e-4)
+    assert steps[0]["critic/explained_variance"] == pytest.approx(0.0, abs=1e-9)
+    assert steps[-1]["critic/loss"] < steps[0]["critic/loss"] and steps[-1]["critic/explained_variance"] > 0
+    assert moved
+
+
+def test_while_the_critic_warms_up_the_policy_keeps_its_weights(runs):
+    for world_size in (1, 2):
+        for result in of_ranks(runs, world_size, "tied"):
+            warming, kept = result["warming"]
+            assert kept and warming[1]["critic/loss"] < warming[0]["critic/loss"] and "loss/policy" not in warming[0]
+            warm, kept = result["warm"]
+            assert not kept and "loss/policy" in warm[0]
+
+
+@every_critic
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resumed_learner_goes_on_as_if_it_had_never_stopped(runs, stage, kind, world_size):
+    result = of_ranks(runs, world_size, "tied")[0]
+    went_on, resumed = result[f"resumed/{stage}/{kind}"]
+    names = ("critic/loss", "critic/explained_variance", "loss/policy", "grad/norm", "learner/lr")
+    for name in names:
+        assert resumed[name] == pytest.approx(went_on[name], rel=1e-4, abs=1e-7), name
+    assert result["restarted"]["critic/loss"] != pytest.approx(went_on["critic/loss"], rel=1e-2)  # its head is 0 again
