@@ -1,4 +1,4 @@
-"""The command line: rlft train | sft | train-rm | eval | check | serve-reward | submit | starter | demo."""
+"""The command line: rlft train | sft | dpo | train-rm | eval | check | serve-reward | submit | starter | demo."""
 
 from __future__ import annotations
 
@@ -42,6 +42,15 @@ def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overw
     from rlft import runs  # takes seconds: a wrong run file is told before
 
     runs.sft(config, address=address, overwrite=overwrite)
+
+
+@app.command()
+def dpo(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
+    """Train a policy on preference pairs."""
+    config = load(run, set or ())
+    from rlft import preference_training  # takes seconds: a wrong run file is told before
+
+    preference_training.dpo(config, address=address, overwrite=overwrite)
 
 
 @app.command("train-rm")
