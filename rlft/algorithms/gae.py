@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlft.algorithms.turns import in_force
 from rlft.types import Batch
 
 Discount = Literal["token", "turn"]
@@ -82,13 +81,12 @@ def _steps(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The policy's tokens in the order in which they were written, [N] each: position in the
     flattened batch, trajectory, number within it, and the rewards (float64) since that token."""
     B, T = batch.token_ids.shape
-    turn = in_force(batch)
     _, row = torch.unique(batch.traj_ids, return_inverse=True)
     written = batch.turn_ids >= 0
-    K = int(turn.max()) + 2
+    none = int(batch.turn_ids.max()) + 1
     # Rows in order of their first turn; one without any comes last.
-    first = torch.where(written, batch.turn_ids, K - 1).amin(-1, keepdim=True)
-    order = (((row[:, None] * K + turn) * K + first) * T + torch.arange(T, device=turn.device)).flatten().argsort()
+    first = torch.where(written, batch.turn_ids, none).amin(-1)
+    order = ((row * (none + 1) + first)[:, None] * T + torch.arange(T, device=row.device)).flatten().argsort()
     written, traj = written.flatten()[order], row[:, None].expand(B, T).flatten()[order]
     token, owner = order[written], traj[written]
     latest = written.cumsum(0) - 1  # of the policy tokens, the last one so far

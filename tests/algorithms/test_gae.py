@@ -158,9 +158,10 @@ def test_a_trajectory_by_itself_gets_what_it_gets_among_others():
 def test_a_reward_before_the_first_choice_counts_for_none_and_later_ones_for_the_token_before():
     injected = play([(2, 2, 8.0, "injected"), (1, 2, 0.5, "")])
     silent = play([(1, 2, 0.0, ""), (2, 0, 4.0, ""), (1, 1, 0.5, "rewrite"), (3, 0, 1.0, "rewrite")], index=1)
-    batch = batch_of([injected, silent])
+    elsewhere = play([(1, 3, 0.0, ""), (1, 0, 4.0, "rewrite"), (1, 1, 0.5, "")], index=2)
+    batch = batch_of([injected, silent, elsewhere])
     _, returns = gae(batch, torch.zeros(batch.token_ids.shape), lam=1.0)
-    assert returns[batch.turn_ids >= 0].tolist() == [0.5, 0.5, 5.5, 5.5, 1.5]
+    assert returns[batch.turn_ids >= 0].tolist() == [0.5, 0.5, 5.5, 5.5, 1.5, 4.5, 4.5, 4.5, 0.5]
 
 
 def test_with_lambda_one_returns_do_not_depend_on_the_critic():
