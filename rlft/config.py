@@ -271,7 +271,9 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
     if "steps" in table:
         raise ConfigError(f"steps: every stage has its own, got {config.steps} for the run; remove it")
     for index, stage in enumerate(config.stages):
-        config.of_stage(index)
+        own = config.of_stage(index)
+        if stage.first_attempts and own.rollout.max_turns == 1:
+            raise ConfigError(f"stages[{index}].first_attempts needs rollout.max_turns of 2 or more: a given first turn leaves none to play")
         if stage.until and (stage.until.above is None) == (stage.until.below is None):
             raise ConfigError(f"stages[{index}].until: expected one of above and below")
     return config.model_copy(update={"steps": sum(stage.steps for stage in config.stages)})

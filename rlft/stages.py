@@ -125,6 +125,8 @@ class _Run:
         """Start a stage's actors, train to its end or stopping rule, and say where it ended."""
         if self.config.stages:
             self.tracker.begin_stage(stage.index, stage.options.name, stage.config.guards)
+        if saved.stage_step and not (self.folder.checkpoints / saved.name / STATE).is_dir():
+            self.tracker.warn(f"{saved.name} holds no optimizer state (tracking.save_state): the optimizer starts anew")
         crew = start_crew(self.config, stage, saved, self.folder)
         try:
             await asyncio.gather(crew.rollouts.warm_up(), crew.learner.ready())

@@ -11,16 +11,19 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlft.actors.rollout_worker import describe
+from rlft.actors.rollout_worker import Sampled, describe
 from rlft.actors.rollouts import StepGroups
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.batching import collate, micro_batches
+from rlft.config import SamplingConfig
 from rlft.envs.base import EnvFn, ToolSpec
 from rlft.rollout.program import run_group
 from rlft.rows import to_rows
@@ -39,6 +42,9 @@ class CharRenderer:
 
     def extend(self, sampled_ids: Sequence[int], messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
         return self.render(messages)
+
+    def target(self, text: str) -> list[int]:
+        return [ord(char) % VOCABULARY for char in text + chr(END)]
 
     def parse(self, completion_ids: Sequence[int]) -> Message:
         return {"role": "assistant", "content": "".join(map(chr, completion_ids))}
@@ -97,18 +103,29 @@ class FakeRollouts:
         self.num_drawn += len(groups)
         return StepGroups(tuple(map(_ref, groups)), {"rollout": 0.0}, (), temperature, self.num_drawn)
 
+    async def warm_up(self) -> None:
+        """There is nothing to start."""
+
+    async def close(self) -> None:
+        """There is nothing in flight."""
+
+    async def evaluate(self, tasks: Sequence[Task], sampling: SamplingConfig, samples: int, label: str) -> list[Sampled]:
+        """`samples` graded trajectories of every task."""
+        groups = await asyncio.gather(*(self._play(task, max(sampling.temperature, 1e-3), samples) for task in tasks))
+        said = [tuple(tuple(turn.action["content"] for turn in t.turns) for t in group.trajectories) for group in groups]
+        infos = [tuple(map(describe, group.trajectories)) for group in groups]
+        return [Sampled(*what) for what in zip(tasks, infos, said, strict=True)]
+
     async def load_weights(self, learner: FakeLearner, version: int) -> dict[str, float]:
         """Copy the learner's weights."""
         self.model.load_state_dict(learner.model.state_dict())
         self.version = version
         return {}
 
-    async def _play(self, task: Task, temperature: float) -> Group:
-        policy: Any = FakePolicy(self.model, self.length, self.version, temperature)
+    async def _play(self, task: Task, temperature: float, samples: int = 0) -> Group:
+        policies: Any = [FakePolicy(self.model, self.length, self.version, temperature)] * (samples or self.group_size)
         renderer: Any = CharRenderer()
-        group = await run_group(
-            task, f"{next(self._numbers)}/{task.id}", self.make_env, [policy] * self.group_size, renderer, self.max_turns
-        )
+        group = await run_group(task, f"{next(self._numbers)}/{task.id}", self.make_env, policies, renderer, self.max_turns)
         return (await self.grade([group]))[0]
 
 
@@ -118,6 +135,16 @@ class FakeLearner:
     def __init__(self, model: TinyLM, lr: float, max_tokens: int = 256) -> None:
         self.model, self.reference, self.max_tokens = model, deepcopy(model), max_tokens
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+
+    async def ready(self) -> None:
+        """There is nothing to start."""
+
+    async def save(self, folder: Path, state: bool = False) -> None:
+        """The weights, and an empty folder for the state that plain SGD has not."""
+        folder.mkdir(parents=True)
+        save_file(self.model.state_dict(), folder / "model.safetensors")
+        if state:
+            (folder / "state").mkdir()
 
     async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm, setting: Setting) -> dict[str, float]:
         """One step on all groups."""
