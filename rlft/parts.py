@@ -33,7 +33,7 @@ def prepare(
 ) -> Parts:
     """Load and check everything that can be checked without an actor."""
     if config.preferences != PreferencesConfig():
-        raise ConfigError("[preferences] applies to `rlft train-rm` only; remove it")
+        raise ConfigError("[preferences] applies to `rlft dpo` and `rlft train-rm` only; remove it")
     check_model(config.model)
     make_env = make_env_fn(config, env)
     terms = compose(config.reward if reward is None else reward)

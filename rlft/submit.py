@@ -16,7 +16,7 @@ from urllib.request import urlopen
 from rlft.config import load, local_file
 from rlft.errors import ConfigError
 
-COMMANDS = ("train", "sft", "train-rm", "eval")
+COMMANDS = ("train", "sft", "dpo", "train-rm", "eval")
 NOT_SENT = ("runs", ".venv", ".git")  # folders at the top of the working directory
 CONNECT_S = 30.0
 

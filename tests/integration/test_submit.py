@@ -148,7 +148,7 @@ def test_a_wrong_run_file_is_refused_before_anything_is_sent(cluster, project, t
         (["run.toml", "--set", "stepz=3"], "ConfigError: stepz: unknown key; did you mean 'steps'?"),
         (["none.toml"], "ConfigError: no run file 'none.toml'"),
         ([elsewhere], "lies outside --working-dir"),
-        (["run.toml", "--command", "trian"], "ConfigError: --command 'trian': expected one of train, sft, train-rm, eval"),
+        (["run.toml", "--command", "trian"], "ConfigError: --command 'trian': expected one of train, sft, dpo, train-rm, eval"),
     ]:
         done = rlft(project, home, "submit", *arguments, "--address", dashboard)
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
