@@ -19,10 +19,10 @@ MAX_ERROR = 0.2
 
 def adaptive(start: float, target: float, horizon: float, metric: str = "kl/ref") -> Control:
     """value *= 1 + clip(metric / target - 1, -0.2, 0.2) / horizon: a coefficient that moves until the metric is at its target
-    (arXiv:1909.08593, section 2.2; the idea is PPO's, arXiv:1707.06347, section 4).
+    (arXiv:1909.08593; the idea is PPO's, arXiv:1707.06347).
 
-    The paper counts episodes (n a step, horizon 10000 of them); we count steps, so n is 1 and the same speed is
-    a horizon of 10000 / episodes a step. A step without the metric, or with one that is not finite, leaves the value.
+    Once a step. The paper's gain of 0.1 is a horizon of 10; its authors' code counts episodes instead, n / 10000 a step
+    of n, which here is a horizon of 10000 / n. A step without the metric, or with one that is not finite, leaves the value.
 
     Args:
         start: > 0: from 0 nothing would move.
