@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pydantic import BaseModel
 from rlft import Completion, Task, Trajectory, Turn, preference_report
 from rlft.actors.weight_transfer import choose_transfer
 from rlft.algorithms import BUILTIN as ALGORITHMS
+from rlft.attempts import attempt_metrics
 from rlft.cli import app
 from rlft.config import RunConfig, load, validate
 from rlft.data import load_tasks
@@ -38,7 +40,7 @@ from rlft.rollout.program import run_episode
 from rlft.starter import make_model
 from rlft.testing.checks import check_algorithm
 from rlft.testing.fakes import CharRenderer
-from rlft.types import GroupRef, TrajectoryInfo
+from rlft.types import GroupRef, TrajectoryInfo, TurnInfo
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -312,7 +314,8 @@ STEP, TIMES, EVALUATION, SUMMARY, REWARD_MODEL, PREFERENCES = (
         "Learning from preferences",
     )
 )
-METRIC = r"(reward|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|publish|preference)/\w+|time/\w+_s"
+AREAS = "reward|attempt|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|critic|control|publish|preference"
+METRIC = rf"({AREAS})/\w+|time/\w+_s"
 
 
 def constants():
@@ -328,9 +331,15 @@ def constants():
 
 def computed():
     """Names that the step's and the evaluation's statistics give."""
-    info = TrajectoryInfo("t", "completed", 1.0, {"exact_match": 1.0}, 1, 1, 1, 0, "", {"exact_match": "timeout"})
-    step = rollout_metrics([GroupRef("g", (info,), None, 2)], 0)
+    tried = [
+        TrajectoryInfo(task, "completed", 1.0, verdict, 1, 1, 0, (first, replace(first, parts=verdict, edit=0.5)), "", {"exact": "timeout"})
+        for task in ("right", "wrong")
+        for verdict in ({"exact_match": 1.0}, {"exact_match": 0.0})
+        for first in [TurnInfo("attempt", 1.0, {"exact_match": float(task == "right")}, 1, False)]
+    ]
+    step = rollout_metrics([GroupRef("g", tuple(tried), None, 2)], 0)
     evaluated = {f"eval/{name}" for name in [*summarize({"t": [1.0] * 4}, (1, 4)), "greedy"]}
+    evaluated |= {f"eval/{area}/{name}" for area in ("attempt", "attempt_greedy") for name in attempt_metrics(tried)}
     evaluated |= {f"eval/{name}" for name in preference_report.report(np.zeros((1, 2)), np.ones((1, 2))).figures()}
     worker = {"time/rollout_s", "time/reward_s", "time/store_s", "time/other_s"}  # named by rollout workers and the stopwatch
     return {*step, *evaluated, *worker}
