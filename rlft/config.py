@@ -273,7 +273,7 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
     for index, stage in enumerate(config.stages):
         own = config.of_stage(index)
         if stage.first_attempts and own.rollout.max_turns == 1:
-            raise ConfigError(f"stages[{index}].first_attempts needs rollout.max_turns of 2 or more: a given first turn leaves none to play")
+            raise ConfigError(f"stages[{index}].first_attempts needs rollout.max_turns of 2 or more: the first turn is given")
         if stage.until and (stage.until.above is None) == (stage.until.below is None):
             raise ConfigError(f"stages[{index}].until: expected one of above and below")
     return config.model_copy(update={"steps": sum(stage.steps for stage in config.stages)})

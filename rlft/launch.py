@@ -71,6 +71,8 @@ def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn) -> Non
     changed = [key for key in CriticConfig.model_fields if getattr(config.critic, key) != getattr(CriticConfig(), key)]
     if changed and not values:
         raise ConfigError(f"critic.{changed[0]} needs an algorithm with a critic, and {algorithm.name!r} has none; remove [critic]")
+    if config.guards.mismatch and "old_logprobs" not in algorithm.needs:
+        raise ConfigError(f"guards.mismatch needs an algorithm that compares probabilities (old_logprobs), and {algorithm.name!r} does not")
     if values and config.critic.model:
         check_model(config.critic.model)
     if per_turn and not config.reward_pool.per_turn and not gives_turn_rewards(make_env):

@@ -73,7 +73,8 @@ async def train(
             published |= await rollouts.load_weights(learner, version=now.step + 1)
         watch.split("collect", collected.seconds)  # what the workers computed; the rest of the span is transport
         watch.split("update", spans(learned))
-        rolled_out = rollout_metrics(everything, version=now.step) | {"rollout/dropped": len(collected.dropped)}
+        rolled_out = rollout_metrics(everything, now.step, plan.right.metric, plan.right.threshold)
+        rolled_out |= {"rollout/dropped": len(collected.dropped)}
         metrics = {**rolled_out, **learned, **published, **moving(setting, plan), **watch.metrics()}
         now = following(now, plan, metrics, collected.num_drawn)
         tracker.log(now.step, metrics)

@@ -112,6 +112,10 @@ def test_what_an_algorithm_needs_and_what_it_has_no_use_for_are_told_before_a_ru
     with pytest.raises(ConfigError, match="'mine' needs a reward for every turn: set reward_pool.per_turn = true, or name an environment"):
         check_needs(plain, needing("turn_rewards"), SingleTurn)
     check_needs(plain, needing("turn_rewards"), Rewarding)
+    watched = run_file({"steps": 1}, guards={"mismatch": 0.02}).of_stage(0)
+    check_needs(watched, grpo(), SingleTurn)
+    with pytest.raises(ConfigError, match="guards.mismatch needs an algorithm that compares probabilities"):
+        check_needs(watched, needing(), SingleTurn)
     check_needs(run_file({"steps": 1}, reward_pool={"per_turn": True}).of_stage(0), needing("turn_rewards"), SingleTurn)
 
 
