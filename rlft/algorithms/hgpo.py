@@ -24,7 +24,7 @@ def hgpo(
 ) -> Algorithm:
     """The answer's advantage within its mode on every token, and its mode's among the modes on the mode token.
 
-    An answer's mode is the first token that it trains, such as that of <think> or <no_think>: sample so that
+    An answer's mode is its first sampled token, such as that of <think> or <no_think>: sample so that
     a group has answers of each. `advantages.two_level` tells both advantages, and where we differ.
 
     Args:
@@ -46,16 +46,17 @@ def hgpo(
 
 
 def first_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Where each trajectory's first trained token stands, over all its rows: [B, T] bool, and its id, [M].
+    """Where each trajectory's first sampled token stands, over all its rows: [B, T] bool, and its id, [M].
 
-    The id is -1 for a trajectory that trains no token.
+    The id is -1 for a trajectory without one. An answer that is left out of the loss still has its mode.
     """
     ids, row = torch.unique(batch.traj_ids, return_inverse=True)
     T = batch.token_ids.shape[1]
     never = torch.iinfo(torch.int64).max
-    order = torch.where(batch.loss_mask, batch.turn_ids * T + torch.arange(T, device=row.device), never)
+    sampled = batch.turn_ids >= 0
+    order = torch.where(sampled, batch.turn_ids * T + torch.arange(T, device=row.device), never)
     earliest = torch.full_like(ids, never).scatter_reduce_(0, row, order.amin(-1), "amin")
-    first = batch.loss_mask & (order == earliest[row, None])
+    first = sampled & (order == earliest[row, None])
     mode_ids = torch.full_like(ids, -1)
     mode_ids[row[:, None].expand_as(first)[first]] = batch.token_ids[first]
     return first, mode_ids

@@ -27,7 +27,7 @@ def reflect_retry_reward(
     Args:
         clip_low, clip_high: the ratio is kept in [1 - clip_low, 1 + clip_high].
         normalize: divide by the std of what is compared; False only centers.
-        shared: see `policy_gradient.Shared`.
+        shared: see `policy_gradient.Shared`. What overlong = "filter" leaves out takes no part in the comparison.
     """
     estimator = group_normalized if normalize else group_centered
 

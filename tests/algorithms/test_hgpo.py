@@ -41,7 +41,7 @@ def test_advantages_as_worked_by_hand():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
-def test_the_mode_token_is_the_first_that_the_trajectory_trains_over_all_its_rows():
+def test_the_mode_token_is_the_first_that_was_sampled_over_all_rows_of_a_trajectory():
     batch = example_batch((3, 1))  # trajectory 0 has rows 0 and 1, a turn each
     for order in ([0, 1, 2, 3, 4], [1, 0, 4, 3, 2]):
         turned = batch.rows(order)
@@ -53,10 +53,18 @@ def test_the_mode_token_is_the_first_that_the_trajectory_trains_over_all_its_row
             assert (first & (turned.traj_ids == m)[:, None]).nonzero().tolist() == [[order.index(row), t]]
 
 
-def test_a_trajectory_that_trains_nothing_has_no_mode_token():
-    batch = example_batch((2,))
-    first, mode_ids = first_tokens(replace(batch, loss_mask=batch.loss_mask & torch.tensor([[False], [True]])))
+def test_a_trajectory_without_a_sampled_token_has_no_mode_and_one_out_of_the_loss_has_its_own():
+    batch, one = example_batch((2,)), torch.tensor([[False], [True]])
+    first, mode_ids = first_tokens(replace(batch, turn_ids=torch.where(one, batch.turn_ids, -1)))
     assert not first[0].any() and first[1].sum() == 1 and int(mode_ids[0]) == -1
+    unmasked = first_tokens(replace(batch, loss_mask=batch.loss_mask & one))
+    assert torch.equal(unmasked[1], first_tokens(batch)[1]) and torch.equal(unmasked[0], first_tokens(batch)[0])
+
+
+def test_a_filtered_answer_counts_for_its_mode():
+    batch = replace(in_modes([THINK, THINK, ANSWER], [0.0, 1.0, 0.75]), truncated=torch.tensor([False, True, False]))
+    kept, filtered = (hgpo(overlong=how).advantages(batch, lambda x: x).advantages for how in ("keep", "filter"))
+    assert kept[0].any() and torch.equal(filtered[[0, 2]], kept[[0, 2]]) and kept[1].any() and not filtered[1].any()
 
 
 def test_a_step_agrees_with_two_levels_and_a_loop():
