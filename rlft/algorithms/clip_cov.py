@@ -44,8 +44,8 @@ def clip_cov(
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:
         filled = fill(batch, reduce)
-        mask, found = _covariances(filled, shared, reduce)
-        chosen = random_in_band(found, mask, low, high, fraction, batch.token_ids, batch.policy_versions, reduce)
+        found = _covariances(filled, reduce)
+        chosen = random_in_band(found, batch.loss_mask, low, high, fraction, batch.token_ids, batch.policy_versions, reduce)
         return replace(filled, advantages=masked(filled.advantages, ~chosen))
 
     return policy_gradient("clip_cov", advantages, clipped(clip_low, clip_high), shared)
@@ -70,8 +70,8 @@ def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:
         filled = fill(batch, reduce)
-        mask, found = _covariances(filled, shared, reduce)
-        return replace(filled, kl_coef=coef * highest(found, mask, fraction, reduce))
+        found = _covariances(filled, reduce)
+        return replace(filled, kl_coef=coef * highest(found, batch.loss_mask, fraction, reduce))
 
     def surrogate(logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio, weights = logprobs - masked(batch.old_logprobs, batch.loss_mask), masked(batch.kl_coef, batch.loss_mask)
@@ -81,7 +81,7 @@ def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **
     return policy_gradient("kl_cov", advantages, surrogate, shared)
 
 
-def _covariances(batch: Batch, shared: Shared, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """The tokens that will be trained on, and their covariances."""
-    mask = batch.loss_mask & ~batch.truncated[:, None] if shared.get("overlong") == "filter" else batch.loss_mask
-    return mask, covariance(masked(batch.old_logprobs, mask), masked(batch.advantages, mask), mask, reduce)
+
+def _covariances(batch: Batch, reduce: Reduce) -> Tensor:
+    old_logprobs, advantages = masked(batch.old_logprobs, batch.loss_mask), masked(batch.advantages, batch.loss_mask)
+    return covariance(old_logprobs, advantages, batch.loss_mask, reduce)

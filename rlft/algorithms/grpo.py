@@ -14,16 +14,19 @@ from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gr
 from rlft.types import Batch
 
 
-def grpo(clip_low: float = 0.2, clip_high: float = 0.2, normalize: bool = True, **shared: Unpack[Shared]) -> Algorithm:
+def grpo(
+    clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None, normalize: bool = True, **shared: Unpack[Shared]
+) -> Algorithm:
     """Group-relative outcome advantages with the clipped surrogate.
 
     Args:
         clip_low, clip_high: the ratio is kept in [1 - clip_low, 1 + clip_high].
+        dual_clip: bound on the ratio where the advantage is negative, see `losses.ppo_clip`; None for none.
         normalize: divide by the group's std; False only centers.
         shared: see `policy_gradient.Shared`. The paper's aggregation is "sequence", its KL k3 in the loss.
     """
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high), shared)
+    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high, dual_clip), shared)
 
 
 def dr_grpo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
@@ -51,7 +54,7 @@ def clipped(clip_low: float, clip_high: float, dual_clip: float | None = None) -
 
     def surrogate(logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         old_logprobs, advantages = masked(batch.old_logprobs, batch.loss_mask), masked(batch.advantages, batch.loss_mask)
-        per_token, cut = ppo_clip(logprobs, old_logprobs, advantages, clip_low, clip_high)
+        per_token, cut = ppo_clip(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_clip)
         return per_token, {"ratio/clipped": cut.float()}
 
     return surrogate

@@ -24,7 +24,10 @@ from rlft.types import Batch, Unit
 
 Place = Literal["loss", "reward"]
 Overlong = Literal["keep", "filter"]
-STREAMS = ("old_logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns", "entropy", "is_weights", "ce_weights")
+STREAMS = (
+    *("old_logprobs", "ref_logprobs", "rollout_logprobs", "values", "advantages", "returns"),
+    *("entropy", "is_weights", "ce_weights", "kl_coef"),
+)
 
 
 class Shared(TypedDict, total=False):
@@ -160,9 +163,9 @@ def _around_advantages(advantages: AdvantageFn, o: Any) -> AdvantageFn:
         rewards = given.rewards
         if o.kl_coef and o.kl_in == "reward":
             rewards = rewards - _filled(given.kl_coef) * ESTIMATORS[o.kl](_filled(given.old_logprobs), _filled(given.ref_logprobs))
-        filled = replace(advantages(replace(given, rewards=rewards), reduce), rewards=batch.rewards)
         if o.overlong == "filter":
-            filled = replace(filled, loss_mask=filled.loss_mask & ~batch.truncated[:, None])
+            given = without_noise(replace(given, loss_mask=given.loss_mask & ~batch.truncated[:, None]))
+        filled = replace(advantages(replace(given, rewards=rewards), reduce), rewards=batch.rewards)
         if o.is_cap is not None:
             old, mask = _filled(given.old_logprobs), given.loss_mask
             weights = importance_weights(old, given.rollout_logprobs, mask, given.traj_ids, o.is_level, o.is_mode, o.is_cap, o.is_floor)

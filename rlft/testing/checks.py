@@ -188,10 +188,11 @@ def _check_ranks(algorithm: Algorithm, given: Batch, filled: Batch) -> None:
     first = given.group_ids < int(given.group_ids.max())
     shares = [_renumbered(given.rows(rows)) for rows in (first, ~first)]
     parts = on_ranks(algorithm.advantages, shares)
-    if filled.advantages is not None:
-        got = torch.cat([_advantages(part) for part in parts])
-        want = torch.cat([filled.advantages[first], filled.advantages[~first]])
-        assert torch.allclose(got, want, atol=1e-5), "ranks: advantages must not depend on which rank holds which group"
+    for name in ("advantages", "returns", "kl_coef", "ce_weights", "is_weights", "loss_mask", "pass_rates"):
+        if (whole := getattr(filled, name)) is not None:
+            got = torch.cat([getattr(part, name) for part in parts]).float()
+            want = torch.cat([whole[first], whole[~first]]).float()
+            assert torch.allclose(got, want, atol=1e-5), f"ranks: {name} must not depend on which rank holds which group"
 
 
 def _check_loss(algorithm: Algorithm, filled: Batch) -> None:

@@ -213,7 +213,7 @@ def test_dr_grpo_without_a_length_says_what_to_set():
 
 def test_short_names_resolve_with_their_options_checked():
     for name in BUILTIN:
-        options = {"dr_grpo": {"max_length": 8}, "score": {"stage": 2}}.get(name, {})
+        options = {"dr_grpo": {"max_length": 8}, "score": {"stage": 2}, "gdpo": {"weights": {"right": 1.0}}}.get(name, {})
         assert bind({"name": name, **options}, BUILTIN, "algorithm")().name == name
     with pytest.raises(ConfigError, match="did you mean 'clip_high'"):
         bind({"name": "grpo", "clip_hgh": 0.3}, BUILTIN, "algorithm")
