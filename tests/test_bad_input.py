@@ -148,6 +148,35 @@ def test_a_wrong_object_is_refused_before_anything_starts(write_run, objects, er
         rlft.train(rlft.load(write_run()), **objects)
 
 
+def test_a_run_is_resumed_where_there_is_one_and_never_overwritten_with_it(write_run):
+    config = rlft.load(write_run())
+    with pytest.raises(ConfigError, match="holds no rlft run to resume; start it without --resume"):
+        rlft.train(config, resume=True)
+    with pytest.raises(ConfigError, match="ask for one of them"):
+        rlft.train(config, resume=True, overwrite=True)
+    for resume in (False, True):  # the second goes on in the folder of the first, which has no checkpoint
+        with pytest.raises(Started):
+            rlft.train(config, resume=resume)
+
+
+def test_what_a_stage_cannot_do_is_told_with_its_number_before_anything_starts(write_run):
+    def stages(second):
+        return rlft.load(write_run(), [f"stages=[{{steps = 1}}, {second}]"])
+
+    for second, message in (
+        ("{steps = 1, critic = {lr = 1e-4}}", r"stages\[1\]: critic.lr needs an algorithm with a critic"),
+        ("{steps = 1, algorithm = {name = 'grpo', clip_hihg = 0.3}}", r"stages\[1\]: algorithm.grpo: unknown option 'clip_hihg'"),
+        ("{steps = 1, reference = 'stage'}", r"stages\[1\]: reference = 'stage' has no effect: algorithm 'grpo' needs no reference"),
+        ("{steps = 1, rollout = {temperature = 0.0}}", r"stages\[1\]: rollout.temperature: training needs a temperature above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            rlft.train(stages(second))
+    with pytest.raises(Started):
+        rlft.train(stages("{steps = 1, rollout = {temperature = 0.5}}"))
+    with pytest.raises(ConfigError, match=r"\[stages\] does not apply to supervised fine-tuning"):
+        rlft.sft(rlft.load(write_run(), ["reward={}", "rollout={}", "stages=[{steps = 1}]"]))
+
+
 def test_an_evaluation_needs_tasks_of_its_own(write_run):
     with pytest.raises(ConfigError, match="eval.data.source is not set: name the tasks"):
         rlft.evaluate(rlft.load(write_run()))
