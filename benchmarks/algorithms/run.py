@@ -22,7 +22,7 @@ RUNS = Path("runs/algorithms")
 LIMIT_S = 360  # a run has six minutes
 LAST = 10  # steps over which a metric is averaged
 
-COMMON = ["steps=60", "eval.every=10", "eval.samples=4", "eval.pass_k=[1]", "eval.greedy=false", "tracking.rollouts_every=0"]
+COMMON = ["steps=40", "eval.every=10", "eval.samples=4", "eval.pass_k=[1]", "eval.greedy=false", "tracking.rollouts_every=0"]
 CRITIC = ["critic.lr=1e-3", "critic.warmup_steps=5"]
 ROWS = {
     "grpo": ["algorithm.clip_high=0.28"],

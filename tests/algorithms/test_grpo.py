@@ -11,7 +11,7 @@ import torch
 
 from rlft.algorithms import BUILTIN
 from rlft.algorithms.base import Algorithm
-from rlft.algorithms.grpo import dr_grpo, grpo
+from rlft.algorithms.grpo import dapo, dr_grpo, grpo
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.errors import ConfigError
 from rlft.names import bind
@@ -115,6 +115,19 @@ def test_dr_grpo_keeps_the_laws_and_is_a_composition(options):
     batch = example_batch()
     plain = grpo(normalize=False, aggregation="constant", max_length=9, **options)
     assert step(algorithm, batch, some_logprobs(batch)) == step(plain, batch, some_logprobs(batch))
+
+
+def test_dapo_is_grpo_with_a_higher_clip_that_leaves_truncated_answers_out():
+    check_algorithm(dapo())
+    batch, named = example_batch(), {"clip_high": 0.28, "overlong": "filter"}
+    assert step(dapo(), batch, some_logprobs(batch)) == step(grpo(**named), batch, some_logprobs(batch))
+    assert step(dapo(), batch, some_logprobs(batch)) != step(grpo(), batch, some_logprobs(batch))
+
+
+def test_a_dual_clip_bounds_what_a_bad_token_costs():
+    check_algorithm(grpo(dual_clip=1.2))
+    batch = example_batch()
+    assert step(grpo(dual_clip=1.2), batch, some_logprobs(batch)) < step(grpo(), batch, some_logprobs(batch))
 
 
 def test_on_policy_the_gradient_is_reinforces():

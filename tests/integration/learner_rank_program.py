@@ -149,7 +149,8 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
                 learner = LearnerRank(config, model, **place, critic=critic, steps=6)
                 before = weights(learner)
                 steps = [learner.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(4)]
-                results[f"critic/{stage}/{kind}/{budget}"] = (steps, any(not torch.equal(x, before[n]) for n, x in weights(learner).items()))
+                moved = any(not torch.equal(x, before[n]) for n, x in weights(learner).items())
+                results[f"critic/{stage}/{kind}/{budget}"] = (steps, moved)
             saved = folder / f"resumed{stage}{kind}"
             learner.save(saved, state=True)
             went_on = learner.update(ppo(), Setting(), *packed(share(rank, world_size)))
