@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlft.algorithms.masking import loss_weights
 from rlft.algorithms.remax import remax
 from rlft.errors import ConfigError
 from rlft.testing.checks import check_algorithm, example_batch
@@ -48,6 +49,20 @@ def test_a_constant_added_to_both_rewards_changes_nothing():
     shifted = replace(batch, rewards=batch.rewards + one_token, baselines=batch.baselines + 8.0)
     assert torch.equal(remax().advantages(shifted, lambda x: x).advantages, plain)
     assert not torch.equal(remax().advantages(replace(shifted, baselines=batch.baselines), lambda x: x).advantages, plain)
+
+
+def test_a_task_whose_greedy_answer_was_not_graded_leaves_the_loss_and_its_denominators():
+    given = example_batch((3, 2, 1))
+    out = given.group_ids == 1
+    filled = remax(is_cap=2.0).advantages(replace(given, baselines=torch.where(out, torch.nan, given.baselines)), lambda x: x)
+    whole = remax(is_cap=2.0).advantages(given, lambda x: x)  # the control: with a baseline it is trained
+    assert whole.loss_mask[out].any() and whole.advantages[out].any()
+    assert not filled.loss_mask[out].any() and not filled.advantages[out].any() and not filled.is_weights[out].any()
+    for name in ("loss_mask", "advantages", "is_weights"):
+        assert torch.equal(getattr(filled, name)[~out], getattr(whole, name)[~out])
+    rest = given.rows(~out)
+    got, want = (loss_weights(b.loss_mask, b.traj_ids, "token", lambda x: x) for b in (filled, rest))
+    assert torch.equal(got[~out], want)
 
 
 def test_it_needs_greedy_answers():
