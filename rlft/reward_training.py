@@ -25,7 +25,7 @@ from rlft.preferences import EncodedPair, PairStream, Preference, encode_pairs, 
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
 from rlft.tracking import RunFolder, Tracker
 
-SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout")
+SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout", "critic", "stages")
 LEARNER_KEYS = ("logprob_chunk", "num_minibatches", "num_epochs")
 EVAL_KEYS = ("data", "every")
 

@@ -23,6 +23,7 @@ from rlft.actors.meter import Meter
 from rlft.actors.policy import adapters_off, buckets, exports, load_policy, save_model
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm
+from rlft.algorithms.corrections import mismatch
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.batching import collate, empty_batch, micro_batches, minibatches
 from rlft.config import CriticConfig, LearnerConfig
@@ -379,3 +380,5 @@ def _measure_rollout_gap(batch: Batch, meter: Meter) -> None:
     gap = torch.where(sampled, batch.rollout_logprobs - batch.old_logprobs, 0.0)
     meter.add_ratio("kl/rollout", gap.sum(), sampled.sum())
     meter.most("kl/rollout_abs_max", gap.abs().max())
+    for name, distance in mismatch(batch.old_logprobs, batch.rollout_logprobs).items():
+        meter.add_ratio(name, torch.where(sampled, distance, 0.0).sum(), sampled.sum())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlft.algorithms.base import AdvantageFn, Aggregation, Algorithm, Control, LossFn, Need, Reduce
 from rlft.algorithms.controllers import Shape, adaptive, scheduled
-from rlft.algorithms.corrections import Level, Mode, importance_weights, mismatch
+from rlft.algorithms.corrections import Level, Mode, importance_weights
 from rlft.algorithms.kl import ESTIMATORS, Form, k3, penalty
 from rlft.algorithms.masking import masked
 from rlft.errors import ConfigError
@@ -185,7 +185,6 @@ def _around_loss(surrogate: LossFn, o: Any) -> LossFn:
             metrics = {"ratio/mean": (now - batch.old_logprobs).exp(), "kl/old": k3(batch.old_logprobs, now), **metrics}
         if o.is_cap is not None:
             per_token = per_token * masked(batch.is_weights, batch.loss_mask)
-            metrics |= mismatch(_filled(batch.old_logprobs), batch.rollout_logprobs)
         if o.kl_coef:
             ref_logprobs, weights = _filled(batch.ref_logprobs), masked(batch.kl_coef, batch.loss_mask)
             metrics |= {"kl/ref": k3(now, ref_logprobs), "kl/penalty": weights * k3(now, ref_logprobs)}

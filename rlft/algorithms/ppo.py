@@ -65,6 +65,6 @@ def clipped_critic(value_clip: float | None) -> LossFn:
         values, old_values, returns = (masked(x, batch.loss_mask) for x in (values, batch.values, batch.returns))
         per_token, cut = clipped_value(values, old_values, returns, value_clip)
         now = values.detach()
-        return per_token, {"value/mean": now, "value/error": (now - returns).square(), "value/clipped": cut.float()}
+        return per_token, {"critic/mean": now, "critic/error": (now - returns).square(), "critic/clipped": cut.float()}
 
     return value_loss

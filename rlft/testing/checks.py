@@ -30,7 +30,7 @@ def example_batch(group_sizes: Sequence[int] = (4, 3, 1), tokens: int = 12, seed
 
     The first trajectory of each group of three or more is cut into two rows, the last one
     of the first group is truncated. Every trajectory has up to two turns; those of one that is cut
-    have a row each. Rewards are multiples of 1/8, on the last tokens of turns.
+    have a row each. Rewards are multiples of 1/8, on the last tokens of turns. Trajectories are of several policy versions.
     """
     g = torch.Generator().manual_seed(seed)
     rows = [(traj, group, truncated) for traj, group, truncated, copies in _members(group_sizes) for _ in range(copies)]
@@ -66,7 +66,7 @@ def example_batch(group_sizes: Sequence[int] = (4, 3, 1), tokens: int = 12, seed
         rollout_logprobs=noise(),
         traj_ids=traj_ids,
         group_ids=group_ids,
-        policy_versions=torch.zeros(B, dtype=torch.int64),
+        policy_versions=traj_ids % 3,
         truncated=truncated,
         old_logprobs=noise(),
         ref_logprobs=noise(),
@@ -159,6 +159,7 @@ def _check_advantages(algorithm: Algorithm, given: Batch, baseline: bool) -> Bat
     for name in ("token_ids", "attention_mask", "traj_ids", "group_ids"):
         assert torch.equal(getattr(filled, name), getattr(given, name)), f"pure: advantages must return {name} unchanged"
     assert not (filled.loss_mask & ~given.loss_mask).any(), "mask: advantages may shrink the loss mask, never widen it"
+    assert filled.loss_mask.any(), "mask: advantages leave no token to train on; is a need undeclared, or an option too strict for `example_batch`?"
     assert filled.advantages is not None or not baseline, "advantages: must fill Batch.advantages"
     if filled.advantages is not None:
         assert filled.advantages.isfinite().all(), "advantages: must be finite"
@@ -212,6 +213,10 @@ def _check_loss(algorithm: Algorithm, filled: Batch) -> None:
         rows = [row for unit in kept[start::3] for row in unit]
         part, pieces[rows] = _backward(algorithm, weighed.rows(rows), _some_logprobs(filled).detach()[rows])
         total += part
+        on = filled.loss_mask[rows]
+        for name, metric in algorithm.loss(_some_logprobs(filled)[rows], weighed.rows(rows))[1].items():
+            same = torch.allclose(metric[on].float(), metrics[name][rows][on].float(), atol=1e-5)
+            assert same, f"split: metric {name} must not depend on how rows are cut into micro-batches"
     same = abs(total - whole) < 1e-5 and torch.allclose(pieces, gradient, atol=1e-6)
     assert same, "split: loss and gradient must not depend on how rows are cut into micro-batches"
 
