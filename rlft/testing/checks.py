@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlft.algorithms.base import Algorithm, Reduce
-from rlft.algorithms.masking import loss_weights, weighted_sum
+from rlft.algorithms.masking import loss_weights, trajectory_mean, weighted_sum
 from rlft.batching import units
 from rlft.types import PER_ROW, Batch, Source
 
@@ -130,6 +130,8 @@ def check_algorithm(algorithm: Algorithm, *, baseline: bool = True) -> None:
     losses = [algorithm] if algorithm.value_loss is None else [algorithm, replace(algorithm, loss=algorithm.value_loss)]
     for one in losses:
         _check_loss(one, filled)
+        for logprobs in (_some_logprobs(filled), _balanced_logprobs(filled)):
+            _check_split(one, filled, logprobs.detach())
         _check_mask(one, filled)
         _check_layout(one, given, filled)
 
@@ -159,7 +161,7 @@ def _check_advantages(algorithm: Algorithm, given: Batch, baseline: bool) -> Bat
     for name in ("token_ids", "attention_mask", "traj_ids", "group_ids"):
         assert torch.equal(getattr(filled, name), getattr(given, name)), f"pure: advantages must return {name} unchanged"
     assert not (filled.loss_mask & ~given.loss_mask).any(), "mask: advantages may shrink the loss mask, never widen it"
-    assert filled.loss_mask.any(), "mask: advantages leave no token to train on; is a need undeclared, or an option too strict for `example_batch`?"
+    assert filled.loss_mask.any(), "mask: advantages leave no token to train on; is a need undeclared?"
     assert filled.advantages is not None or not baseline, "advantages: must fill Batch.advantages"
     if filled.advantages is not None:
         assert filled.advantages.isfinite().all(), "advantages: must be finite"
@@ -205,16 +207,19 @@ def _check_loss(algorithm: Algorithm, filled: Batch) -> None:
         assert metric.shape == shape, f"metrics: one number per token, {name} is {tuple(metric.shape)}"
         assert not metric.requires_grad, f"metrics: {name} must be detached"
 
-    whole, gradient = _step(algorithm, filled, _some_logprobs(filled))
+
+def _check_split(algorithm: Algorithm, filled: Batch, logprobs: Tensor) -> None:
+    whole, gradient = _step(algorithm, filled, logprobs)
     weighed = _weighed(algorithm, filled)
+    _, metrics = algorithm.loss(logprobs, weighed)
     total, pieces = 0.0, torch.zeros_like(gradient)
     kept = units(filled, algorithm.unit)
     for start in range(min(3, len(kept))):
         rows = [row for unit in kept[start::3] for row in unit]
-        part, pieces[rows] = _backward(algorithm, weighed.rows(rows), _some_logprobs(filled).detach()[rows])
+        part, pieces[rows] = _backward(algorithm, weighed.rows(rows), logprobs[rows])
         total += part
         on = filled.loss_mask[rows]
-        for name, metric in algorithm.loss(_some_logprobs(filled)[rows], weighed.rows(rows))[1].items():
+        for name, metric in algorithm.loss(logprobs[rows], weighed.rows(rows))[1].items():
             same = torch.allclose(metric[on].float(), metrics[name][rows][on].float(), atol=1e-5)
             assert same, f"split: metric {name} must not depend on how rows are cut into micro-batches"
     same = abs(total - whole) < 1e-5 and torch.allclose(pieces, gradient, atol=1e-6)
@@ -267,6 +272,15 @@ def _some_logprobs(batch: Batch) -> Tensor:
     g = torch.Generator().manual_seed(1)
     around = batch.rollout_logprobs + 0.4 * torch.randn(batch.rollout_logprobs.shape, generator=g)
     return torch.where(batch.loss_mask, around, 0.0).requires_grad_()
+
+
+def _balanced_logprobs(batch: Batch) -> Tensor:
+    """Log-probabilities that leave the old policy's token by token, but not in the mean of a trajectory:
+    inside the narrowest clip of whole trajectories."""
+    g, mask = torch.Generator().manual_seed(3), batch.loss_mask
+    old = batch.rollout_logprobs if batch.old_logprobs is None else batch.old_logprobs
+    apart = 0.3 * torch.randn(old.shape, generator=g)
+    return torch.where(mask, old + apart - trajectory_mean(apart, mask, batch.traj_ids), 0.0)
 
 
 def _weighed(algorithm: Algorithm, batch: Batch) -> Batch:

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlft.algorithms.advantages import group_centered, group_normalized, outcome
+from rlft.algorithms.advantages import greedy_baseline, group_centered, group_normalized, outcome
 from rlft.algorithms.base import Algorithm
+from rlft.algorithms.dpo import dpo, spin
+from rlft.algorithms.gdpo import gdpo
 from rlft.algorithms.grpo import grpo
-from rlft.algorithms.masking import masked
+from rlft.algorithms.gspo import gspo
+from rlft.algorithms.masking import masked, masked_mean, trajectory_mean
+from rlft.algorithms.ppo import ppo
 from rlft.testing import checks
 from rlft.testing.checks import check_algorithm, example_batch, on_ranks
 
@@ -81,6 +85,25 @@ def of_first_row(logprobs, batch):
     return plain_loss(logprobs, batch)[0] * (1 + batch.rewards[0].sum().abs()), {}
 
 
+def of_whole_trajectories(logprobs, batch):
+    """Reads log-probabilities of all of a trajectory's rows."""
+    mean = trajectory_mean(logprobs, batch.loss_mask, batch.traj_ids).expand_as(logprobs)
+    return masked(-batch.advantages * mean.exp(), batch.loss_mask), {}
+
+
+def by_staleness(logprobs, batch):
+    """Weighs a row by how far it lags behind the newest of its micro-batch."""
+    lag = batch.policy_versions.max() - batch.policy_versions
+    return plain_loss(logprobs, batch)[0] * (1 + lag)[:, None], {}
+
+
+def of_a_lone_group_alone(batch, reduce):
+    """Leaves out groups of one, but not where a rank holds nothing else."""
+    filled = GOOD.advantages(batch, reduce)
+    lone = (batch.group_ids[:, None] == batch.group_ids).sum(-1, keepdim=True) == 1
+    return filled if lone.all() else replace(filled, loss_mask=filled.loss_mask & ~lone)
+
+
 BROKEN = {
     "no advantages": (with_advantages(lambda batch, reduce: replace(batch, advantages=None)), "needs: "),
     "advantages never filled": (
@@ -119,6 +142,33 @@ BROKEN = {
     "position from the end": (with_loss(on_the_last_column), "padding: "),
     "detached": (with_loss(lambda lp, b: (-b.advantages * lp.detach(), {})), "loss: does not depend"),
     "first row": (with_loss(of_first_row), "split: "),
+    "whole trajectories by rows": (with_loss(of_whole_trajectories), "split: loss and gradient"),
+    "newest of the micro-batch": (with_loss(by_staleness), "split: loss and gradient"),
+    "metric of the micro-batch": (
+        with_loss(lambda lp, b: (plain_loss(lp, b)[0], {"lag": (b.policy_versions.max() - b.policy_versions)[:, None].expand(lp.shape)})),
+        "split: metric lag",
+    ),
+    "nothing left": (with_advantages(lambda b, r: GOOD.advantages(replace(b, loss_mask=b.loss_mask & False), r)), "mask: .*no token"),
+    "a mask by rank": (with_advantages(of_a_lone_group_alone), "ranks: loss_mask"),
+    "undeclared greedy answers": (with_advantages(greedy_baseline), "needs: "),
+    "undeclared parts": (replace(gdpo({"right": 1.0}), parts=()), "needs: "),
+    "undeclared critic": (replace(ppo(), needs=frozenset({"old_logprobs"})), "needs: "),
+    "undeclared reference": (replace(grpo(kl_coef=0.1), needs=frozenset({"old_logprobs"})), "needs: "),
+}
+NOT_BASELINES = {
+    "a trajectory by rows, clipped hard": (replace(gspo(), unit="row"), "split: "),
+    "a trajectory by rows": (replace(gspo(0.5, 0.5), unit="row"), "split: "),
+    "a pair by rows": (replace(dpo(), unit="row"), "split: "),
+    "a pair by trajectories": (replace(dpo(), unit="trajectory"), "split: "),
+    "undeclared demonstrations": (replace(spin(), needs=frozenset({"ref_logprobs"})), "mask: .*is a need undeclared"),
+    "a critic masked too late": (replace(ppo(), value_loss=lambda v, b: ((v - b.returns).square(), {})), "mask: NaN"),
+    "a critic off by one": (replace(ppo(), value_loss=lambda v, b: ((v.roll(1, -1) - b.returns).square(), {})), "mask: tokens off"),
+    "a critic's mean": (
+        replace(ppo(), value_loss=lambda v, b: ((masked(v, b.loss_mask) - b.returns) * masked_mean(v, b.loss_mask), {})),
+        "split: loss and gradient",
+    ),
+    "a critic's scalar": (replace(ppo(), value_loss=lambda v, b: (v.square().mean(), {})), "loss: one number per token"),
+    "a critic's metric": (replace(ppo(), value_loss=lambda v, b: (masked(v, b.loss_mask), {"x": v})), "metrics: x must be detached"),
 }
 
 
@@ -126,6 +176,9 @@ def test_a_good_algorithm_passes():
     check_algorithm(GOOD)
     check_algorithm(with_advantages(whitened))
     check_algorithm(with_advantages(outcome(lambda totals, groups: totals)), baseline=False)
+    check_algorithm(replace(with_loss(of_whole_trajectories), unit="trajectory"))
+    for algorithm in (ppo(), gspo(), dpo(), spin(), gdpo({"right": 1.0})):
+        check_algorithm(algorithm, baseline=False)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -133,6 +186,31 @@ def test_a_broken_algorithm_is_caught_with_the_law_it_breaks(name):
     algorithm, message = BROKEN[name]
     with pytest.raises(AssertionError, match=f"^{message}"):
         check_algorithm(algorithm)
+
+
+@pytest.mark.parametrize("name", NOT_BASELINES)
+def test_units_critics_and_demonstrations_are_held_to_what_was_declared(name):
+    algorithm, message = NOT_BASELINES[name]
+    with pytest.raises(AssertionError, match=f"^{message}"):
+        check_algorithm(algorithm, baseline=False)
+
+
+@pytest.mark.parametrize("stream", ["returns", "kl_coef", "ce_weights", "is_weights", "pass_rates"])
+def test_a_stream_that_depends_on_the_rank_is_caught(stream):
+    def counts(batch, number):
+        filled = GOOD.advantages(batch, lambda x: x)
+        numbers = torch.full_like(batch.rewards, float(number))
+        return replace(filled, **{stream: numbers[:, 0] if stream == "pass_rates" else masked(numbers, batch.loss_mask)})
+
+    def locally(batch, reduce):
+        return counts(batch, len(batch.group_ids.unique()))
+
+    def over_all(batch, reduce):
+        return counts(batch, reduce(torch.tensor(len(batch.group_ids.unique()))))
+
+    check_algorithm(with_advantages(over_all))
+    with pytest.raises(AssertionError, match=f"^ranks: {stream} must not depend"):
+        check_algorithm(with_advantages(locally))
 
 
 def test_a_trajectory_that_loses_its_reward_when_cut_into_rows_is_caught():
@@ -193,6 +271,8 @@ def test_the_example_has_what_the_laws_are_about():
     assert batch.truncated.any() and not batch.truncated.all()
     assert (~batch.attention_mask).any() and (batch.attention_mask & ~batch.loss_mask)[:, 2:].any(), "padding, and words of the environment"
     assert batch.loss_mask.any(-1).all() and not batch.loss_mask[:, 0].any() and not (batch.loss_mask & ~batch.attention_mask).any()
+    assert set(batch.policy_versions.tolist()) == {0, 1, 2}, "several policy versions, one for a trajectory"
+    assert all(len(set(batch.policy_versions[batch.traj_ids == m].tolist())) == 1 for m in rows)
     again, other = example_batch(), example_batch(seed=1)
     assert torch.equal(again.token_ids, batch.token_ids) and not torch.equal(other.token_ids, batch.token_ids)
 
