@@ -86,8 +86,9 @@ def test_every_later_attempt_is_compared_with_the_one_before():
     # Third attempts earn 1 + 2 * (1 - 0) = 3 and 1 + 2 * (1 - 1) = 1; mean 2.
     three = batch_of(attempts(1.0, 0.0, 1.0), attempts(1.0, 1.0, 1.0, index=1))
     assert per_attempt(three, score(stage=2, alpha=2.0, baseline="mean")) == [[0.0, -1.5, 1.0], [0.0, 1.5, -1.0]]
-    # In stage 1 each earns its own: 0 and 1, then 1 and 1.
-    assert per_attempt(three, score(stage=1, baseline="mean")) == [[0.0, -0.5, 0.0], [0.0, 0.5, 0.0]]
+    # In stage 1 each earns its own alone: 0 and 1, then 1 and 0.
+    three = batch_of(attempts(1.0, 0.0, 1.0), attempts(1.0, 1.0, 0.0, index=1))
+    assert per_attempt(three, score(stage=1, baseline="mean")) == [[0.0, -0.5, 0.5], [0.0, 0.5, -0.5]]
 
 
 def to_go_over_both(alpha):

@@ -79,4 +79,4 @@ def test_the_metrics_of_a_step_and_of_an_evaluation_are_those_of_its_attempts(pl
         assert row["attempt/accuracy_1"] == pytest.approx(fmean(firsts)) and row["attempt/accuracy_2"] == pytest.approx(fmean(seconds))
         assert row["learner/num_trained_tokens"] > 0 and "kl/ref" in row
     evaluated = [row for row in metrics if "eval/mean" in row]
-    assert len(evaluated) == 2 and all("eval/attempt/delta" in row for row in evaluated)
+    assert len(evaluated) == 3 and all("eval/attempt/delta" in row for row in evaluated)
