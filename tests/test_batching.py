@@ -1,5 +1,6 @@
 """Trajectories become rows, rows a batch, a batch micro-batches: nothing lost, nothing trained twice."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from rlft.algorithms.advantages import outcomes
 from rlft.algorithms.masking import loss_weights
-from rlft.batching import assign, collate, empty_batch, micro_batches, minibatches
-from rlft.rows import demonstration_row, pack_rows, to_rows, unpack_rows
+from rlft.batching import assign, collate, empty_batch, micro_batches, minibatches, units
+from rlft.errors import ConfigError
+from rlft.rows import OWNED, STREAMS, Row, demonstration_row, pack_rows, to_rows, unpack_rows
 from rlft.testing.checks import example_batch
 from rlft.types import Completion, Source, Task, Trajectory, Turn
 
@@ -118,8 +120,19 @@ def test_a_block_gives_back_the_rows_that_were_packed():
         for name in ("token_ids", "sources", "turn_ids", "rewards", "logprobs"):
             assert getattr(row, name).tolist() == getattr(same, name).tolist()
             assert getattr(row, name).dtype == getattr(same, name).dtype
-        owner = (row.traj_id, row.group_id, row.policy_version, row.truncated)
-        assert owner == (same.traj_id, same.group_id, same.policy_version, same.truncated)
+        assert [getattr(row, name) for name in OWNED[:-1]] == [getattr(same, name) for name in OWNED[:-1]]
+
+
+def test_every_field_of_a_row_travels_in_a_block():
+    row = Row(
+        *(np.asarray([1, 2], dtype) for dtype in (np.int32, np.int8, np.int16, np.float32, np.float32)),
+        traj_id=3, group_id="g", policy_version=7, truncated=True, tags=("attempt", ""), parts={"right": 0.5}, baseline=0.25,
+    )  # fmt: skip
+    assert tuple(row.__dict__) == STREAMS + OWNED, "a field of neither kind would be lost"
+    assert OWNED == ("traj_id", "group_id", "policy_version", "truncated", "tags", "parts", "baseline")
+    (plain, same) = unpack_rows(pack_rows([one_row(1), row]))
+    assert [getattr(same, name) for name in OWNED] == [3, "g", 7, True, ("attempt", ""), {"right": 0.5}, 0.25]
+    assert math.isnan(plain.baseline) and plain.parts == {}
 
 
 def test_sampled_ids_and_logprobs_are_the_trained_ones():
@@ -182,6 +195,71 @@ def test_a_demonstration_trains_its_target_only():
     assert batch.token_ids[0][batch.loss_mask[0]].tolist() == [3, 4, 5]
     assert row.sources.tolist() == [PROMPT] * 2 + [DEMONSTRATION] * 3
     assert batch.traj_ids.tolist() == batch.group_ids.tolist() == [0, 1]
+    assert row.turn_ids.tolist() == [-1, -1, 0, 0, 0] and not row.rewards.any() and not row.logprobs.any() and row.traj_id == 0
+
+
+def test_a_demonstration_may_join_a_group_with_a_reward_of_its_own():
+    sampled = [one_row(2, index=0, reward=0.5), one_row(3, index=1)]
+    row = demonstration_row([1, 2], [3, 4, 5], "g", traj_id=2, reward=1.5)
+    assert row.rewards.tolist() == [0, 0, 0, 0, 1.5] and row.traj_id == 2
+    batch = collate([*sampled, row], pad_id=0)
+    assert batch.group_ids.tolist() == [0, 0, 0] and outcomes(batch)[0].tolist() == [0.5, 0.0, 1.5]
+
+
+def several_turns():
+    """A trajectory in two rows with turns of the tags attempt, reflection, attempt; tokens 2 to 6 in order."""
+    turns = turn([1], [2, 3]), turn([1, 2, 3, 9], [4], sources=[PROMPT, POLICY, POLICY, ENVIRONMENT, POLICY]), turn([8], [5, 6])
+    tagged = [replace(t, tag=tag) for t, tag in zip(turns, ("attempt", "reflection", "attempt"), strict=True)]
+    return to_rows(trajectory(*tagged, reward=1.0))
+
+
+@pytest.mark.parametrize(
+    ("tags", "trained"),
+    [
+        ((), [2, 3, 4, 5, 6]),
+        (("attempt",), [2, 3, 5, 6]),
+        (("reflection",), [4]),
+        (("attempt", "reflection"), [2, 3, 4, 5, 6]),
+        (("retry",), []),
+    ],
+)
+def test_turns_with_other_tags_are_not_trained_but_stay_in_every_other_stream(tags, trained):
+    rows = several_turns()
+    batch, whole = collate(rows, 0, tags), collate(rows, 0)
+    assert len(rows) == 2 and batch.token_ids[batch.loss_mask].tolist() == trained
+    for name in ("turn_ids", "rewards", "rollout_logprobs", "sources", "attention_mask"):
+        assert torch.equal(getattr(batch, name), getattr(whole, name))
+
+
+def test_a_first_token_is_not_trained_whatever_its_tag():
+    (row,) = to_rows(trajectory(replace(turn([], [5, 6]), tag="attempt")))
+    assert collate([row], 0, ("attempt",)).loss_mask[0].tolist() == [False, True]
+
+
+def test_parts_stand_in_the_order_asked_for_on_every_row_of_the_trajectory():
+    both = replace(trajectory(turn([1], [2]), turn([9], [3])), parts={"right": 1.0, "format": 0.25, "other": 9.0})
+    one = replace(trajectory(turn([1], [2, 3]), index=1), parts={"format": -0.5, "right": 0})
+    batch = collate([*to_rows(both), *to_rows(one)], 0, parts=("format", "right"))
+    assert batch.parts.tolist() == [[0.25, 1.0], [0.25, 1.0], [-0.5, 0.0]] and batch.parts.dtype == torch.float32
+    assert collate(to_rows(both), 0).parts is None
+
+
+def test_a_part_that_a_trajectory_does_not_have_is_an_error_in_words():
+    with_parts = to_rows(replace(trajectory(turn([1], [2])), parts={"right": 1.0, "format": 0.5}))
+    with pytest.raises(ConfigError, match=r"algorithm: no reward part 'rihgt'; a trajectory has \['format', 'right'\]"):
+        collate(with_parts, 0, parts=("right", "rihgt"))
+    with pytest.raises(ConfigError, match="no reward part 'right'; a trajectory has none"):
+        collate([*with_parts, one_row(2)], 0, parts=("right",))
+
+
+def test_what_the_greedy_answer_earned_stands_on_every_row_and_is_nan_where_there_was_none():
+    rows = [*to_rows(trajectory(turn([1], [2]), turn([9], [3])), baseline=0.75), *to_rows(trajectory(turn([1], [2]), index=1))]
+    baselines = collate(rows, 0).baselines
+    assert baselines[:2].tolist() == [0.75, 0.75] and baselines[2].isnan() and baselines.dtype == torch.float32
+
+
+def test_an_empty_batch_has_the_parts_that_the_other_ranks_have():
+    assert empty_batch(5, ("right", "format")).parts.tolist() == [[0.0, 0.0]] and empty_batch(5).parts is None
 
 
 def test_an_empty_batch_is_one_row_without_a_trained_token():
@@ -246,6 +324,58 @@ def test_every_stream_of_a_row_moves_with_it():
             assert part.truncated[i] == batch.truncated[home]
 
 
+# units
+
+
+def paired():
+    """Trajectories 0 to 7, two of them in two rows; 1 and 5, 0 and 6 are pairs. Rows 0 1 | 2 | 3 | 4 | 5 6 | 7 | 8 | 9."""
+    batch = example_batch()
+    assert batch.traj_ids.tolist() == [0, 0, 1, 2, 3, 4, 4, 5, 6, 7]
+    return replace(batch, pair_ids=torch.tensor([1, 1, 0, -1, -1, -1, -1, 0, 1, -1]))
+
+
+def test_units_are_rows_trajectories_or_pairs():
+    batch = paired()
+    assert units(batch, "row") == [[row] for row in range(10)]
+    assert units(batch, "trajectory") == [[0, 1], [2], [3], [4], [5, 6], [7], [8], [9]]
+    assert units(batch, "pair") == [[0, 1, 8], [2, 7], [3], [4], [5, 6], [9]]
+    assert units(replace(batch, pair_ids=None), "pair") == units(batch, "trajectory")
+
+
+@pytest.mark.parametrize("unit", ["row", "trajectory", "pair"])
+@pytest.mark.parametrize("max_tokens", [1, 24, 40, 1000])
+def test_micro_batches_hold_every_unit_whole_and_once_within_the_budget(unit, max_tokens):
+    batch = paired()
+    parts = micro_batches(batch, max_tokens, unit=unit)
+    assert sorted(signatures(parts)) == sorted(signatures([batch]))
+    homes = [{j for s in signatures([part]) for j in range(10) if signature(batch, j) == s} for part in parts]
+    assert sum(map(len, homes)) == 10, "rows are told apart"
+    for part, home in zip(parts, homes, strict=True):
+        whole = [rows for rows in units(batch, unit) if set(rows) <= home]
+        assert sum(map(len, whole)) == len(home), "no unit is cut"
+        assert part.token_ids.numel() <= max_tokens or len(whole) == 1
+    assert (len(parts) == 1) == (max_tokens == 1000)
+
+
+def test_a_unit_counts_for_the_budget_with_all_its_rows_at_the_width_of_its_longest():
+    # Rows of 3, 15 | 4 | 6 tokens: units of widths 15, 4 and 6. Sorted: 4, 6, 15.
+    lengths = [(2, 0), (14, 0), (3, 1), (5, 2)]
+    batch = collate([one_row(n, index=i) for n, i in lengths], pad_id=0)
+    shapes = {budget: [tuple(p.token_ids.shape) for p in micro_batches(batch, budget, unit="trajectory")] for budget in (12, 11, 60, 59)}
+    assert shapes[12] == [(2, 6), (2, 15)] and shapes[11] == [(1, 4), (1, 6), (2, 15)]
+    assert shapes[60] == [(4, 15)] and shapes[59] == [(2, 6), (2, 15)]
+
+
+def test_the_surplus_micro_batches_are_whole_units_without_loss():
+    batch = paired()
+    parts = micro_batches(batch, 1000, at_least=3, unit="pair")
+    assert len(parts) == 3 and parts[0].loss_mask.any()
+    for part in parts[1:]:
+        ids = {signature(batch, j)[:2] for j in range(10)} & {s[:2] for s in signatures([part])}
+        assert not part.loss_mask.any() and len(ids) == len(part.traj_ids)
+        assert {s[:2] for s in signatures([part])} in [{signature(batch, j)[:2] for j in rows} for rows in units(batch, "pair")]
+
+
 # minibatches
 
 
@@ -257,6 +387,17 @@ def test_minibatches_are_whole_trajectories_each_exactly_once(number):
     ids = [set(part.traj_ids.tolist()) for part in parts]
     assert sum(map(len, ids)) == len(set.union(*ids)), "no trajectory is in two parts"
     assert max(map(len, ids)) - min(map(len, ids)) <= 1
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 6])
+def test_minibatches_keep_pairs_together(number):
+    batch = paired()
+    for seed in range(4):
+        parts = minibatches(batch, number, torch.Generator().manual_seed(seed))
+        assert len(parts) == number and sorted(signatures(parts)) == sorted(signatures([batch]))
+        for pair in (0, 1):
+            holders = [part for part in parts if (part.pair_ids == pair).any()]
+            assert len(holders) == 1 and int((holders[0].pair_ids == pair).sum()) == int((batch.pair_ids == pair).sum())
 
 
 def test_minibatches_are_shuffled_by_the_generator_alone():
