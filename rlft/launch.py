@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +21,16 @@ from rlft.actors.reward import RewardWorker
 from rlft.actors.rollout_worker import RolloutWorker
 from rlft.actors.rollouts import Grading, Probe, Rollouts
 from rlft.actors.weight_transfer import Transfer, choose_transfer
-from rlft.algorithms.base import Algorithm
+from rlft.algorithms.base import Algorithm, Need
 from rlft.config import CriticConfig, RunConfig, check_model
 from rlft.envs.base import EnvFn
-from rlft.errors import ConfigError, StallError
+from rlft.errors import ConfigError, DataError, StallError
 from rlft.names import bind
 from rlft.rewards.compose import PackedGrader
 from rlft.rewards.grader import UsesEngines
 from rlft.rewards.learned.judge import POLICY
 from rlft.rollout.renderer import Renderer
+from rlft.types import Task
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
 CONNECT_S = 30.0
@@ -60,13 +60,15 @@ def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
     return made
 
 
-def gives_turn_rewards(make_env: EnvFn) -> bool:
-    """Whether an environment says that it rewards every turn itself."""
-    return bool(getattr(make_env.func if isinstance(make_env, functools.partial) else make_env, "gives_turn_rewards", False))
+def gives_turn_rewards(make_env: EnvFn, task: Task) -> bool:
+    """Whether the task's environment says that it rewards every turn itself."""
+    return bool(getattr(make_env(task), "gives_turn_rewards", False))
 
 
-def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn) -> None:
-    """Refuse a run file that lacks what its algorithm needs, or sets what it has no use for. Raises ConfigError."""
+def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn, tasks: Sequence[Task]) -> None:
+    """Refuse a run file that lacks what its algorithm needs, or sets what it has no use for. Raises ConfigError, DataError."""
+    if "demonstrations" in algorithm.needs and (without := next((task.id for task in tasks if task.answer is None), None)):
+        raise DataError(f"algorithm {algorithm.name!r} learns from answers, and task {without} has none; name their field in data.answer")
     values, per_turn = "values" in algorithm.needs, "turn_rewards" in algorithm.needs
     changed = [key for key in CriticConfig.model_fields if getattr(config.critic, key) != getattr(CriticConfig(), key)]
     if changed and not values:
@@ -75,10 +77,10 @@ def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn) -> Non
         raise ConfigError(f"guards.mismatch needs an algorithm that compares probabilities (old_logprobs), and {algorithm.name!r} does not")
     if values and config.critic.model:
         check_model(config.critic.model)
-    if per_turn and not config.reward_pool.per_turn and not gives_turn_rewards(make_env):
+    if per_turn and not config.reward_pool.per_turn and not gives_turn_rewards(make_env, tasks[0]):
         raise ConfigError(
             f"algorithm {algorithm.name!r} needs a reward for every turn: set reward_pool.per_turn = true, "
-            "or name an environment that gives them (a class with gives_turn_rewards = True)"
+            "or name an environment that gives them (gives_turn_rewards = True)"
         )
 
 
@@ -210,8 +212,9 @@ def start_rollouts(
     transfer: Transfer | None,
     group: Any = None,
     origin: Origin | None = None,
+    needs: frozenset[Need] = frozenset(),
 ) -> Rollouts:
-    """Start the reward workers and the rollout workers that use them."""
+    """Start the reward workers and the rollout workers that use them; `needs` are the algorithm's."""
     pool, rollout = config.reward_pool, config.rollout
     slot = Slot(pool.cpus, pool.gpus)
     rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
@@ -221,7 +224,7 @@ def start_rollouts(
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
     found = config.model_copy(update={"model": absolute(config.model), "chat_template": absolute(config.chat_template)})
     workers = [
-        spawn(RolloutWorker, Slot(cpus, gpus, group, i), found, make_env, graders, put, folder, i, transfer)
+        spawn(RolloutWorker, Slot(cpus, gpus, group, i), found, make_env, graders, put, folder, i, transfer, needs)
         for i in range(rollout.num_workers)
     ]
     engines = {model: Completing(actors, rollout.timeout_s) for model, actors in {**judges, POLICY: workers}.items()}
@@ -298,7 +301,7 @@ def start(
     """Every actor of an RL run. They come up side by side; the first call to each waits for it."""
     transfer = choose_transfer(config)
     shared = shared_bundles(config, transfer)
-    rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, shared, origin)
+    rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, shared, origin, algorithm.needs)
     group = shared or learner_bundles(config)
     return Crew(rollouts, start_learner(config, algorithm, transfer, folder, group, origin), group)
 

@@ -42,7 +42,7 @@ class Stage:
     @property
     def right(self) -> Right:
         """What the ledger counts."""
-        per_turn = self.config.reward_pool.per_turn or gives_turn_rewards(self.parts.make_env)
+        per_turn = self.config.reward_pool.per_turn or gives_turn_rewards(self.parts.make_env, self.parts.tasks[0])
         return Right(self.config.eval.metric, self.config.eval.threshold, per_turn)
 
 
@@ -82,7 +82,7 @@ def prepare_stages(
             made = make_algorithm(own, algorithm)
             same = stages and _loads_the_same(stages[-1].config, own)
             parts = stages[-1].parts if same else prepare(own, reward, env, tasks, eval_tasks, training=True)
-            check_needs(own, made, parts.make_env)
+            check_needs(own, made, parts.make_env, parts.tasks)
             if options.reference == "stage" and "ref_logprobs" not in made.needs:
                 raise ConfigError(f"reference = 'stage' has no effect: algorithm {made.name!r} needs no reference")
         except ConfigError as error:

@@ -15,7 +15,7 @@ from rlft.algorithms.grpo import grpo
 from rlft.checkpoints import Saved
 from rlft.config import UntilConfig, validate
 from rlft.envs.single_turn import SingleTurn
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, DataError
 from rlft.launch import check_needs
 from rlft.ledger import Ledger, Record
 from rlft.parts import Parts
@@ -99,24 +99,27 @@ def needing(*needs):
     return Algorithm("mine", lambda b, r: b, lambda x, b: (x, {}), needs=frozenset(needs))
 
 
-class Rewarding:
+class Rewarding(SingleTurn):
     gives_turn_rewards = True
 
 
 def test_what_an_algorithm_needs_and_what_it_has_no_use_for_are_told_before_a_run():
     plain, critic = run_file({"steps": 1}).of_stage(0), run_file({"steps": 1}, critic={"lr": 1e-4}).of_stage(0)
-    check_needs(plain, grpo(), SingleTurn)
-    check_needs(critic, needing("values"), SingleTurn)
+    check_needs(plain, grpo(), SingleTurn, TASKS)
+    check_needs(critic, needing("values"), SingleTurn, TASKS)
     with pytest.raises(ConfigError, match="critic.lr needs an algorithm with a critic, and 'grpo' has none"):
-        check_needs(critic, grpo(), SingleTurn)
+        check_needs(critic, grpo(), SingleTurn, TASKS)
     with pytest.raises(ConfigError, match="'mine' needs a reward for every turn: set reward_pool.per_turn = true, or name an environment"):
-        check_needs(plain, needing("turn_rewards"), SingleTurn)
-    check_needs(plain, needing("turn_rewards"), Rewarding)
+        check_needs(plain, needing("turn_rewards"), SingleTurn, TASKS)
+    check_needs(plain, needing("turn_rewards"), Rewarding, TASKS)
     watched = run_file({"steps": 1}, guards={"mismatch": 0.02}).of_stage(0)
-    check_needs(watched, grpo(), SingleTurn)
+    check_needs(watched, grpo(), SingleTurn, TASKS)
+    with pytest.raises(DataError, match="learns from answers, and task unanswered has none"):
+        check_needs(plain, needing("demonstrations"), SingleTurn, [Task("unanswered", ())])
+    check_needs(plain, needing("demonstrations"), SingleTurn, [Task("answered", (), "1")])
     with pytest.raises(ConfigError, match="guards.mismatch needs an algorithm that compares probabilities"):
-        check_needs(watched, needing(), SingleTurn)
-    check_needs(run_file({"steps": 1}, reward_pool={"per_turn": True}).of_stage(0), needing("turn_rewards"), SingleTurn)
+        check_needs(watched, needing(), SingleTurn, TASKS)
+    check_needs(run_file({"steps": 1}, reward_pool={"per_turn": True}).of_stage(0), needing("turn_rewards"), SingleTurn, TASKS)
 
 
 def test_the_temperature_moves_with_the_entropy_only_where_a_target_is_set():

@@ -23,6 +23,7 @@ LIMIT_S = 360  # a run has six minutes
 LAST = 10  # steps over which a metric is averaged
 
 COMMON = ["steps=40", "eval.every=10", "eval.samples=4", "eval.pass_k=[1]", "eval.greedy=false", "tracking.rollouts_every=0"]
+COMMON += ["rollout.num_workers=1", "learner.num_ranks=1"]  # one core's work: two runs can share the machine
 CRITIC = ["critic.lr=1e-3", "critic.warmup_steps=5"]
 ROWS = {
     "grpo": ["algorithm.clip_high=0.28"],

@@ -95,8 +95,8 @@ def test_the_critics_metrics_are_values_squared_errors_and_what_is_clipped():
     loss, metrics = clipped_critic(0.25)(torch.tensor([[7, 7, 1.0, 1.0, 7, 2.5]]), batch)
     # Token 2 went from 0.5 to 1, its return: bounded at 0.75, so the error is 0.25. Token 5 went away from its return.
     assert loss.tolist() == [[0, 0, 0.25**2 / 2, 0, 0, 0.5**2 / 2]]
-    assert metrics["value/mean"].tolist() == [[0, 0, 1.0, 1.0, 0, 2.5]] and metrics["value/clipped"].tolist() == [[0, 0, 1, 0, 0, 0]]
-    assert metrics["value/error"].tolist() == [[0, 0, 0, 0, 0, 0.25]]
+    assert metrics["critic/mean"].tolist() == [[0, 0, 1.0, 1.0, 0, 2.5]] and metrics["critic/clipped"].tolist() == [[0, 0, 1, 0, 0, 0]]
+    assert metrics["critic/error"].tolist() == [[0, 0, 0, 0, 0, 0.25]]
 
 
 def test_it_needs_a_critic():
