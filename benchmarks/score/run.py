@@ -23,7 +23,7 @@ from rlft.starter import make_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-STEPS = 70  # of every row; SCoRe's two stages have as many together
+STEPS = 45  # of every row; SCoRe's two stages have as many together
 ROWS: dict[str, tuple[str, list[str]]] = {
     "score": ("SCoRe, both stages", []),
     "stage_2": ("stage II alone", [f"stages=[{{steps={STEPS}, algorithm={{name='score', stage=2, alpha=2.0, kl_coef=0.01}}}}]"]),

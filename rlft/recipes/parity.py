@@ -41,15 +41,15 @@ def tasks(split: str, seed: int = 0) -> list[Task]:
 
 
 def demonstrations(
-    seed: int = 0, count: int = 38_400, guess: float = 0.4, slip: float = 0.15, keep: float = 0.6, mend: float = 0.12
+    seed: int = 0, count: int = 38_400, guess: float = 0.4, slip: float = 0.15, keep: float = 0.7, mend: float = 0.4
 ) -> Iterator[dict[str, Any]]:
-    """First and second attempts in turn, for a policy whose second look is worth nothing yet.
+    """First and second attempts in turn, for a policy whose second look is worth nothing yet: it spoils about as much as it mends.
 
     Args:
         guess: share of first attempts whose result is wrong.
         slip: share of first attempts whose working has a wrong place.
-        keep: share of second attempts that repeat the first.
-        mend: share of second attempts that are right; the others have a wrong result.
+        keep: share of right first attempts that are repeated; the others get a wrong result.
+        mend: share of wrong first attempts that are put right; the others are repeated.
     """
     rng = random.Random(f"demonstrations {seed}")
     shown = splits(seed)["demonstrated"]
@@ -62,8 +62,10 @@ def demonstrations(
         if number % 2 == 0:
             yield {"prompt": [asked], "answer": first}
             continue
-        looked = rng.random()
-        second = first if looked < keep else answer if looked < keep + mend else wrong_at(0, answer)
+        if first == answer:
+            second = answer if rng.random() < keep else wrong_at(0, answer)
+        else:
+            second = answer if rng.random() < mend else first
         yield {"prompt": [asked, {"role": "assistant", "content": first}, {"role": "user", "content": AGAIN}], "answer": second}
 
 
