@@ -62,10 +62,8 @@ def demonstrations(
         if number % 2 == 0:
             yield {"prompt": [asked], "answer": first}
             continue
-        if first == answer:
-            second = answer if rng.random() < keep else wrong_at(0, answer)
-        else:
-            second = answer if rng.random() < mend else first
+        right = rng.random() < (keep if first == answer else mend)
+        second = answer if right else wrong_at(0, answer) if first == answer else first
         yield {"prompt": [asked, {"role": "assistant", "content": first}, {"role": "user", "content": AGAIN}], "answer": second}
 
 
