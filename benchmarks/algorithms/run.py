@@ -96,8 +96,8 @@ def legend() -> str:
     return (
         f"`.venv/bin/python benchmarks/algorithms/run.py`, on {machine}, Python {platform.python_version()}. From the demo's starter "
         f"policy of each seed, {COMMON[0]}, 32 tasks of 16 samples a step, learning rate 3e-4. before, after: held-out accuracy, mean of 2 "
-        f"samples at temperature 1 over 400 tasks, with its 95 % interval. wall: all of `rlft train`, evaluations included. value explained, "
-        f"KL(old), entropy: means over the last {LAST} steps."
+        f"samples at temperature 1 over 400 tasks, with its 95 % interval. wall: all of `rlft train`, evaluations included. "
+        f"value explained, KL(old), entropy: means over the last {LAST} steps."
     )
 
 
