@@ -31,7 +31,7 @@ CRITICS = {"separate": CriticConfig(lr=3e-3), "shared": CriticConfig(lr=3e-3, sh
 
 
 def make_rows() -> list[Row]:
-    """Five groups of three ragged trajectories; the first trajectory of each group is split in two rows."""
+    """Five groups of three ragged trajectories; the first trajectory of each group has two turns, each in a row of its own."""
     rng = np.random.default_rng(0)
     rows = []
     for group in range(5):
@@ -47,7 +47,7 @@ def make_rows() -> list[Row]:
                     Row(
                         token_ids=rng.integers(1, 96, length).astype(np.int32),
                         sources=sources,
-                        turn_ids=np.where(sources == Source.POLICY, 0, -1).astype(np.int16),
+                        turn_ids=np.where(sources == Source.POLICY, part, -1).astype(np.int16),
                         rewards=rewards,
                         logprobs=np.where(sources == Source.POLICY, -1.0, 0.0).astype(np.float32),
                         traj_id=trajectory,
