@@ -128,6 +128,8 @@ class CriticConfig(Section):
     shared: bool = False  # a value head on the policy's own body instead of a model
     lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)  # first updates in which only the critic learns
+    num_minibatches: int | None = Field(default=None, ge=1)  # optimizer steps per pass over a step's batch; unset = the learner's
+    num_epochs: int | None = Field(default=None, ge=1)  # passes over a step's batch; unset = the learner's
     loss_coef: float = Field(default=0.5, gt=0)  # weight of its loss beside the policy's, where they share a body
 
 
@@ -375,7 +377,7 @@ def _check_options_apply(config: RunConfig) -> None:
         (data, ("shuffle",), data.curriculum != "learnable", "has no effect with curriculum = 'learnable', which draws at random"),
         (held_out, ("curriculum", "min_pass_rate", "max_pass_rate", "min_attempts"), False, "applies to training tasks only"),
         (rollout, ("entropy_gain", "min_temperature", "max_temperature"), rollout.entropy_target is not None, "needs entropy_target"),
-        (config.critic, ("model",), not config.critic.shared, "has no effect with shared = true"),
+        (config.critic, ("model", "num_minibatches", "num_epochs"), not config.critic.shared, "has no effect with shared = true"),
         (config.critic, ("loss_coef",), config.critic.shared, "needs shared = true"),
     ]
     names = {id(getattr(config, name)): name for name in RunConfig.model_fields} | {id(held_out): "eval.data"}

@@ -61,6 +61,7 @@ def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrid
         ("rollout.min_temperature=0.1", "rollout.min_temperature needs entropy_target"),
         ("rollout={entropy_target = 0.3, temperature = 2.0}", "rollout.temperature: expected a start between .*, got 2"),
         ('critic={shared = true, model = "m"}', "critic.model has no effect with shared = true"),
+        ("critic={shared = true, num_epochs = 2}", "critic.num_epochs has no effect with shared = true"),
         ('guards.stop=["mismatch"]', "guards.stop: 'mismatch' needs guards.mismatch"),
     ],
 )

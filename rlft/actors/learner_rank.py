@@ -10,7 +10,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ from rlft.schedule import lr_factor
 from rlft.types import Batch, Setting, Source, Unit
 
 PAD_ID = 0  # any id does: padding is known by its source, and right padding is never attended to
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The trajectories of one optimizer step, and its place among the steps of an update."""
+
+    batch: Batch
+    done: float  # share of the steps before it
+    share: float  # of one step
 
 
 class LearnerRank:
@@ -127,10 +137,7 @@ class LearnerRank:
             explained = explained_variance(batch.returns, batch.values, batch.loss_mask, self._reduce)
             meter.average("critic/explained_variance", explained)
         meter.timed("time/learner_annotate_s", start)
-        generator = torch.Generator().manual_seed(self._seed * 2**32 + self._updates)  # so a resumed run draws the same
-        parts = [part for _ in range(self._config.num_epochs) for part in minibatches(batch, self._config.num_minibatches, generator)]
-        for i, part in enumerate(parts):
-            self._learn(part, algorithm, meter, rows, done=i / len(parts))
+        self._train(batch, algorithm, meter, rows)
         self._updates += 1
         return meter.totals()
 
@@ -257,26 +264,46 @@ class LearnerRank:
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return micros if len(micros) == int(most) else micro_batches(batch, budget, at_least=int(most), unit=unit)
 
-    def _learn(self, part: Batch, algorithm: Algorithm, meter: Meter, rows: Sequence[Row], done: float) -> None:
-        """One optimizer step of the policy, and of the critic where there is one; `done` is the share of the update before it."""
-        weights = loss_weights(part.loss_mask, part.traj_ids, algorithm.aggregation, self._reduce, algorithm.max_length)
-        part = replace(part, loss_weights=weights)
+    def _train(self, batch: Batch, algorithm: Algorithm, meter: Meter, rows: Sequence[Row]) -> None:
+        """The optimizer steps of one update: a critic of its own first, then the policy unless the critic warms up."""
+        generator = torch.Generator().manual_seed(self._seed * 2**32 + self._updates)  # so a resumed run draws the same
         critic, config = self._critic_config, self._config
         warming_up = critic is not None and self._updates < critic.warmup_steps
-        factor = lr_factor(self._updates + done, self._total_updates, config.schedule, config.warmup_steps, config.min_lr_ratio)
-        if self._critic is not None:
-            self._backward(self._critic, part, algorithm, lambda micro: self._critic_loss(micro, algorithm, meter), meter)
-            self._step(self._critic, factor, meter, "critic/grad_norm")
+        if self._critic is not None and critic is not None:
+            epochs, number = critic.num_epochs or config.num_epochs, critic.num_minibatches or config.num_minibatches
+            for part in _passes(batch, epochs, number, generator):
+                loss = partial(self._critic_loss, part=part, algorithm=algorithm, meter=meter)
+                self._learn(self._critic, part, algorithm, loss, meter, rows, "critic/grad_norm")
         if self._critic is None or not warming_up:
-            self._backward(self._engine, part, algorithm, lambda micro: self._loss(micro, algorithm, meter, warming_up, done == 0), meter)
-            self._step(self._engine, factor, meter, "grad/norm")
-            meter.average("learner/lr", config.lr * factor)
+            for part in _passes(batch, config.num_epochs, config.num_minibatches, generator):
+                loss = partial(self._loss, part=part, algorithm=algorithm, meter=meter, warming_up=warming_up)
+                factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm")
+                meter.average("learner/lr", config.lr * factor)
+
+    def _learn(
+        self,
+        engine: Any,
+        part: Pass,
+        algorithm: Algorithm,
+        loss: Callable[[Batch], Tensor],
+        meter: Meter,
+        rows: Sequence[Row],
+        norm_name: str,
+    ) -> float:
+        """One optimizer step; returns the share of the peak learning rate it was made at."""
+        config = self._config
+        factor = lr_factor(self._updates + part.done, self._total_updates, config.schedule, config.warmup_steps, config.min_lr_ratio)
+        weights = loss_weights(part.batch.loss_mask, part.batch.traj_ids, algorithm.aggregation, self._reduce, algorithm.max_length)
+        weighed = replace(part.batch, loss_weights=weights)
+        self._backward(engine, weighed, algorithm, loss, meter)
+        self._step(engine, factor, meter, norm_name)
         if self._skipped_in_a_row >= config.max_non_finite:
-            where = self._dump(rows, part, algorithm)
+            where = self._dump(rows, weighed, algorithm)
             raise NonFiniteError(
                 f"loss or gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; the weights are those before them. "
                 f"Rows and losses are in {where}: look for extreme rewards or ratios, or lower learner.lr"
             )
+        return factor
 
     def _backward(self, engine: Any, part: Batch, algorithm: Algorithm, loss: Callable[[Batch], Tensor], meter: Meter) -> None:
         """Accumulate the exact gradient of one optimizer step."""
@@ -286,31 +313,31 @@ class LearnerRank:
             engine.backward(self._zero.exact_loss(loss(micro), self._world_size))
         meter.timed("time/learner_backward_s", start)
 
-    def _loss(self, micro: Batch, algorithm: Algorithm, meter: Meter, warming_up: bool, first: bool) -> Tensor:
+    def _loss(self, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter, warming_up: bool) -> Tensor:
         """The policy's share of a micro-batch in the step's loss, and the critic's where they share a body."""
         assert micro.loss_weights is not None
         logprobs, entropy, values = self._forward(self._engine, micro, not warming_up)
         per_token, metrics = algorithm.loss(logprobs, replace(micro, entropy=entropy))
         loss = weighted_sum(per_token, micro.loss_weights)
-        meter.add("loss/policy", loss.detach() / self._per_update)
+        meter.add("loss/policy", loss.detach() * part.share)
         meter.add_means({"policy/entropy": entropy, **metrics}, micro.loss_mask)
-        if first and micro.old_logprobs is not None:
+        if part.done == 0 and micro.old_logprobs is not None:
             deviation = (logprobs.detach() - micro.old_logprobs).exp() - 1
             meter.most("ratio/first_max_dev", torch.where(micro.loss_mask, deviation.abs(), 0.0).max())
         if values is None or algorithm.value_loss is None or self._critic_config is None:
             return loss
         if warming_up:
             loss = 0.0 * weighted_sum(logprobs, micro.loss_weights)
-        return loss + self._critic_config.loss_coef * self._value_loss(values, micro, algorithm, meter)
+        return loss + self._critic_config.loss_coef * self._value_loss(values, micro, part, algorithm, meter)
 
-    def _critic_loss(self, micro: Batch, algorithm: Algorithm, meter: Meter) -> Tensor:
-        return self._value_loss(self._critic(micro.token_ids, micro.loss_mask), micro, algorithm, meter)
+    def _critic_loss(self, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter) -> Tensor:
+        return self._value_loss(self._critic(micro.token_ids, micro.loss_mask), micro, part, algorithm, meter)
 
-    def _value_loss(self, values: Tensor, micro: Batch, algorithm: Algorithm, meter: Meter) -> Tensor:
+    def _value_loss(self, values: Tensor, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter) -> Tensor:
         assert algorithm.value_loss is not None and micro.loss_weights is not None
         per_token, metrics = algorithm.value_loss(values, micro)
         loss = weighted_sum(per_token, micro.loss_weights)
-        meter.add("critic/loss", loss.detach() / self._per_update)
+        meter.add("critic/loss", loss.detach() * part.share)
         for name, metric in metrics.items():
             meter.add_ratio(name, torch.where(micro.loss_mask, metric, 0.0).sum(), micro.loss_mask.sum())
         return loss
@@ -324,10 +351,6 @@ class LearnerRank:
         if norm is not None:
             meter.average(norm_name, norm)
         meter.timed("time/learner_optimizer_s", start)
-
-    @property
-    def _per_update(self) -> int:
-        return self._config.num_epochs * self._config.num_minibatches
 
     def _dump(self, rows: Sequence[Row], part: Batch, algorithm: Algorithm) -> Path:
         """Write this rank's rows, and the last minibatch with its loss per token."""
@@ -352,6 +375,11 @@ class LearnerRank:
         total = x.detach().clone().to(self._device)
         torch.distributed.all_reduce(total)
         return total.to(x.device)
+
+
+def _passes(batch: Batch, num_epochs: int, num_minibatches: int, generator: torch.Generator) -> list[Pass]:
+    parts = [part for _ in range(num_epochs) for part in minibatches(batch, num_minibatches, generator)]
+    return [Pass(part, i / len(parts), 1 / len(parts)) for i, part in enumerate(parts)]
 
 
 def free_address() -> tuple[str, int]:

@@ -163,6 +163,10 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
         before = weights(warm)
         metrics = [warm.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(2)]
         results[key] = (metrics, all(torch.equal(x, before[n]) for n, x in weights(warm).items()))
+    for key, passes in (("critic_once", {}), ("critic_passes", {"num_minibatches": 3, "num_epochs": 2})):
+        learner = LearnerRank(LearnerConfig(lr=1e-3), model, **place, critic=CriticConfig(lr=3e-3, **passes))
+        steps = [learner.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(2)]
+        results[key] = steps
     learner = LearnerRank(LearnerConfig(num_minibatches=3, num_epochs=2, lr=1e-3), model, **place)
     results["minibatches"] = learner.update(algorithm, Setting(), *packed(share(rank, world_size)))
     results["num_micro_batches"] = [len(micro_batches(collate(share(rank, world_size), 0), budget)) for budget in BUDGETS]

@@ -342,6 +342,14 @@ def test_while_the_critic_warms_up_the_policy_keeps_its_weights(runs):
             assert not kept and "loss/policy" in warm[0]
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_critics_own_passes_teach_it_more_and_leave_the_policys_step_alone(runs, world_size):
+    once, passes = (of_ranks(runs, world_size, "tied")[0][key] for key in ("critic_once", "critic_passes"))
+    for name in ("loss/policy", "grad/norm", "learner/num_trained_tokens"):  # in the first update the advantages are the same
+        assert passes[0][name] == pytest.approx(once[0][name], rel=1e-6)
+    assert passes[1]["critic/explained_variance"] > once[1]["critic/explained_variance"] + 0.05
+
+
 @every_critic
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_resumed_learner_goes_on_as_if_it_had_never_stopped(runs, stage, kind, world_size):
