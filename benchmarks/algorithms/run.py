@@ -96,9 +96,9 @@ def legend() -> str:
     machine = f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()} {platform.release()}"
     return (
         f"`.venv/bin/python benchmarks/algorithms/run.py`, on {machine}, Python {platform.python_version()}. From the demo's starter "
-        f"policy of each seed, {COMMON[0]}, 32 tasks of 16 samples a step in two minibatches, learning rate 3e-4. before, after: held-out accuracy, mean of 2 "
-        f"samples at temperature 1 over 400 tasks, with its 95 % interval. wall: all of `rlft train`, evaluations included. "
-        f"value explained, KL(old), entropy: means over the last {LAST} steps."
+        f"policy of each seed, {COMMON[0]}, 32 tasks of 16 samples a step in two minibatches, learning rate 3e-4. before, after: "
+        f"held-out accuracy, mean of 2 samples at temperature 1 over 400 tasks, with its 95 % interval. wall: all of `rlft train`, "
+        f"evaluations included. value explained, KL(old), entropy: means over the last {LAST} steps."
     )
 
 
