@@ -15,10 +15,10 @@ from statistics import fmean
 
 from rlft.errors import ConfigError
 from rlft.estimates import interval
-from rlft.rollout.program import GIVEN
+from rlft.rollout.program import GIVEN, VERDICT
 from rlft.types import TrajectoryInfo, TurnInfo
 
-TAG = "attempt"
+TAGS = ("attempt", "retry")
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,29 @@ class Pair:
 
 
 def attempt_metrics(trajectories: Sequence[TrajectoryInfo], metric: str = "", threshold: float = 1.0) -> dict[str, float]:
-    """Figures of a set of trajectories with several turns tagged "attempt"; {} without such, or without verdicts on turns.
+    """Figures of a set of trajectories with several turns tagged "attempt" or "retry"; {} without such, or without verdicts on turns.
 
     A trajectory whose first attempt ended the episode keeps it as its second; one that a length limit cut before its
-    second attempt has that one wrong. Left out are trajectories that could not be graded, and those whose first
-    attempt was given.
+    second attempt has that one wrong. Left out are trajectories that could not be graded, or have a number that stands
+    in for a verdict, and those whose first attempt was given.
 
     Args:
         metric: part of a turn's verdict that says how right it was; "" where there is one part only. The reward itself, which may
-            be weighted and shaped, is never read: without a name for several parts there is nothing to tell, {}.
+            be weighted and shaped, is never read: without a name for several parts there is nothing to tell, {}. Where an
+            environment alone gives verdicts on turns, they are meant.
         threshold: value from which an attempt is right.
 
     Returns:
         `accuracy_<k>` and `truncated_<k>` of attempt k = 1, 2, ...; `delta` = accuracy_2 - accuracy_1 with `delta_low`,
         `delta_high` (95 %, clustered over tasks; absent for a lone task); `incorrect_to_correct`, `correct_to_incorrect`
         (shares of all); `kept` (CL, absent where no first attempt was right); `mended` (CS, absent where none was wrong);
-        `unchanged` and `edit` over the second attempts that were made. Shares are over trajectories.
+        `unchanged` and `edit` over the second attempts that were made (absent for
+        retries, which are compared with nothing). Shares are over trajectories.
 
     Raises:
         ConfigError: no part of that name.
     """
-    graded = [(t, attempts) for t in trajectories if t.status != "failed" and (attempts := _attempts(t))]
+    graded = [(t, attempts) for t in trajectories if t.status != "failed" and not t.ungraded and (attempts := _attempts(t))]
     verdicts = [turn.parts for _, attempts in graded for turn in attempts]
     if not any(len(attempts) > 1 for _, attempts in graded) or not all(verdicts) or (not metric and any(len(v) > 1 for v in verdicts)):
         return {}
@@ -71,14 +73,14 @@ def attempt_metrics(trajectories: Sequence[TrajectoryInfo], metric: str = "", th
 
 def _attempts(trajectory: TrajectoryInfo) -> list[TurnInfo]:
     tags = [turn.tag for turn in trajectory.turns]
-    return [] if GIVEN in tags else [turn for turn in trajectory.turns if turn.tag == TAG]
+    return [] if GIVEN in tags else [turn for turn in trajectory.turns if turn.tag in TAGS]
 
 
 def _right(trajectory: TrajectoryInfo, attempts: Sequence[TurnInfo], metric: str, threshold: float) -> list[bool]:
     for turn in attempts:
-        if metric and metric not in turn.parts:
+        if metric and metric not in turn.parts and set(turn.parts) != {VERDICT}:
             raise ConfigError(f"eval.metric {metric!r}: no such reward part; task {trajectory.task_id} has {sorted(turn.parts)}")
-    return [(turn.parts[metric] if metric else next(iter(turn.parts.values()))) >= threshold for turn in attempts]
+    return [(turn.parts[metric] if metric in turn.parts else next(iter(turn.parts.values()))) >= threshold for turn in attempts]
 
 
 def _standing(trajectory: TrajectoryInfo, right: Sequence[bool]) -> bool:
@@ -100,6 +102,5 @@ def _change(pairs: Sequence[Pair]) -> dict[str, float]:
         "correct_to_incorrect": fmean(p.first and not p.second for p in pairs),
         **({"kept": fmean(kept)} if kept else {}),
         **({"mended": fmean(mended)} if mended else {}),
-        "unchanged": fmean(edit == 0 for edit in edits),
-        "edit": fmean(edits),
+        **({"unchanged": fmean(edit == 0 for edit in edits), "edit": fmean(edits)} if edits else {}),
     }

@@ -75,6 +75,14 @@ def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn, tasks:
         raise ConfigError(f"critic.{changed[0]} needs an algorithm with a critic, and {algorithm.name!r} has none; remove [critic]")
     if config.guards.mismatch and "old_logprobs" not in algorithm.needs:
         raise ConfigError(f"guards.mismatch needs an algorithm that compares probabilities (old_logprobs), and {algorithm.name!r} does not")
+    env, most = make_env(tasks[0]), config.rollout.max_turns
+    if most < (asked := getattr(env, "num_turns", 1)):
+        raise ConfigError(f"rollout.max_turns {most}: an episode of {type(env).__name__!r} can need {asked} turns; allow as many")
+    if missing := sorted(set(algorithm.tags) - set(getattr(env, "tags", ()))):
+        raise ConfigError(
+            f"algorithm {algorithm.name!r} trains only turns tagged {missing[0]!r}, and environment {type(env).__name__!r} has no such "
+            "turn in its `tags`: take one that does (for 'reflection', env.name = 'reflect_retry')"
+        )
     if values and config.critic.model:
         check_model(config.critic.model)
     if per_turn and not config.reward_pool.per_turn and not gives_turn_rewards(make_env, tasks[0]):

@@ -41,9 +41,10 @@ class Stage:
 
     @property
     def right(self) -> Right:
-        """What the ledger counts."""
-        per_turn = self.config.reward_pool.per_turn or gives_turn_rewards(self.parts.make_env, self.parts.tasks[0])
-        return Right(self.config.eval.metric, self.config.eval.threshold, per_turn)
+        """What the ledger counts. The reward of an environment's turn has no parts: with a metric the trajectory's are judged."""
+        metric = self.config.eval.metric
+        paid = not metric and gives_turn_rewards(self.parts.make_env, self.parts.tasks[0])
+        return Right(metric, self.config.eval.threshold, self.config.reward_pool.per_turn or paid)
 
 
 @dataclass
@@ -88,7 +89,20 @@ def prepare_stages(
         except ConfigError as error:
             raise ConfigError(f"stages[{index}]: {error}") if config.stages else error from None
         stages.append(Stage(index, options, own, made, parts))
+    check_ids(stages)
     return stages
+
+
+def check_ids(stages: Sequence[Stage]) -> None:
+    """The ledger and first attempts tell tasks apart by id alone, over all stages. Raises ConfigError."""
+    known: dict[str, Task] = {}
+    for stage in stages:
+        for task in stage.parts.tasks:
+            if known.setdefault(task.id, task).messages != task.messages:
+                raise ConfigError(
+                    f"stages[{stage.index}]: its task {task.id!r} is not the one of that id in an earlier stage; "
+                    "name the field that holds their own ids in data.id"
+                )
 
 
 def is_over(stage: Stage, saved: Saved) -> bool:
@@ -126,7 +140,7 @@ class _Run:
         if self.config.stages:
             self.tracker.begin_stage(stage.index, stage.options.name, stage.config.guards)
         if saved.stage_step and not (self.folder.checkpoints / saved.name / STATE).is_dir():
-            self.tracker.warn(f"{saved.name} holds no optimizer state (tracking.save_state): the optimizer starts anew")
+            self.tracker.warn(f"{saved.name} holds no optimizer state (tracking.save_state): the optimizer, and a critic, start anew")
         crew = start_crew(self.config, stage, saved, self.folder)
         try:
             await asyncio.gather(crew.rollouts.warm_up(), crew.learner.ready())

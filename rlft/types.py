@@ -71,7 +71,7 @@ class Turn:
     reward: float = 0.0  # for this turn, by the environment and, with reward_pool.per_turn, by the reward function
     tag: str = ""  # "attempt", "reflection", "retry", ...
     observed: tuple[Message, ...] = ()  # what the environment said since the turn before
-    parts: Mapping[str, float] = field(default_factory=dict)  # of the reward function's verdict on this turn
+    parts: Mapping[str, float] = field(default_factory=dict)  # of the verdict on this turn: the reward function's, or an environment's
 
 
 @dataclass(frozen=True, slots=True)

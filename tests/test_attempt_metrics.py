@@ -101,6 +101,7 @@ def test_every_further_attempt_has_its_accuracy():
         [],
         [tried(turn(True)), tried(turn(False))],  # one attempt each
         [tried(turn(False), turn(True, edit=0.1), status="failed")],
+        [replace(tried(turn(False), turn(True, edit=0.1)), ungraded={"exact": "timeout"})],  # its numbers stand in for verdicts
         [tried(turn(False, tag=""), turn(True, tag=""))],
         [tried(turn(False, tag="given"), turn(True))],
         [tried(TurnInfo("attempt", 0.0, {}, 5, False), TurnInfo("attempt", 1.0, {}, 5, False, 0.5))],  # no verdicts
@@ -127,3 +128,15 @@ def test_a_step_logs_them_beside_its_rollouts():
         f"attempt/{name}": value for name, value in attempt_metrics(HAND).items()
     }
     assert fmean([logged["attempt/accuracy_1"], logged["attempt/accuracy_2"]]) == pytest.approx(0.5)
+
+
+def test_an_environments_own_verdicts_count_and_a_retry_is_a_second_attempt():
+    """After a wrong answer a reflection and a retry; the verdicts are the environment's, whatever eval.metric names."""
+    mended = tried(turn(False, part="env"), turn(False, tag="reflection", part="env"), turn(True, tag="retry", part="env"), task="a")
+    failed = tried(turn(False, part="env"), turn(False, tag="reflection", part="env"), turn(False, tag="retry", part="env"), task="b")
+    right = tried(turn(True, part="env"), task="c")
+    m = attempt_metrics([mended, failed, right], metric="exact_match")
+    assert (m["accuracy_1"], m["accuracy_2"], m["mended"], m["kept"]) == pytest.approx((1 / 3, 2 / 3, 1 / 2, 1.0))
+    assert "edit" not in m
+    with pytest.raises(ConfigError, match="eval.metric 'exact_match'"):  # the control: a verdict of the reward function under another name
+        attempt_metrics(HAND, metric="exact_match")

@@ -12,18 +12,21 @@ from rich.console import Console
 from rlft import checkpoints, stages
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.grpo import grpo
+from rlft.algorithms.reflect import reflect_retry_reward
 from rlft.checkpoints import Saved
-from rlft.config import UntilConfig, validate
+from rlft.config import StageConfig, UntilConfig, validate
+from rlft.envs.attempts import Attempts
+from rlft.envs.reflect import ReflectRetry
 from rlft.envs.single_turn import SingleTurn
 from rlft.errors import ConfigError, DataError
 from rlft.launch import check_needs
 from rlft.ledger import Ledger, Record
 from rlft.parts import Parts
 from rlft.rewards.compose import compose, pack
-from rlft.stages import Stage, Until, moving_temperature, run_stages
+from rlft.stages import Stage, Until, check_ids, moving_temperature, run_stages
 from rlft.testing.fakes import CharRenderer, FakeLearner, FakeRollouts, TinyLM
 from rlft.tracking import RunFolder, Tracker
-from rlft.types import Task
+from rlft.types import Task, TrajectoryInfo, TurnInfo
 
 TASKS = [Task(c, ({"role": "user", "content": c},), c) for c in "uvwxyz"]
 TWO = [{"steps": 3}, {"steps": 2, "name": "second", "learner": {"lr": 1e-3}}]
@@ -95,6 +98,10 @@ def test_a_stopping_rule_is_met_by_records_of_its_metric_in_a_row(rule, values, 
     assert not Until(None).look({"x": 1.0})
 
 
+def parts_of(tasks, make_env):
+    return Parts(CharRenderer(), make_env, pack(compose({"exact_match": 1.0})), tasks, (), ())
+
+
 def needing(*needs):
     return Algorithm("mine", lambda b, r: b, lambda x, b: (x, {}), needs=frozenset(needs))
 
@@ -120,6 +127,34 @@ def test_what_an_algorithm_needs_and_what_it_has_no_use_for_are_told_before_a_ru
     with pytest.raises(ConfigError, match="guards.mismatch needs an algorithm that compares probabilities"):
         check_needs(watched, needing(), SingleTurn, TASKS)
     check_needs(run_file({"steps": 1}, reward_pool={"per_turn": True}).of_stage(0), needing("turn_rewards"), SingleTurn, TASKS)
+
+
+def test_an_environment_that_cannot_give_what_is_trained_is_told_before_a_run():
+    long, short = (run_file({"steps": 1}, rollout={"max_turns": turns}).of_stage(0) for turns in (3, 2))
+    check_needs(long, reflect_retry_reward(), ReflectRetry, TASKS)
+    with pytest.raises(ConfigError, match="rollout.max_turns 2: an episode of 'ReflectRetry' can need 3 turns"):
+        check_needs(short, reflect_retry_reward(), ReflectRetry, TASKS)
+    check_needs(short, grpo(), Attempts, TASKS)
+    for env in (SingleTurn, Attempts):
+        with pytest.raises(ConfigError, match=f"trains only turns tagged 'reflection', and environment '{env.__name__}' has no such turn"):
+            check_needs(short, reflect_retry_reward(), env, TASKS)
+
+
+def test_with_a_metric_the_ledger_judges_the_parts_that_there_are():
+    """An environment's turns have no parts: the trajectory's are judged, or those of the reward function's verdict on the last turn."""
+    told = TrajectoryInfo("t", "completed", 0.0, {"exact": 1.0}, 1, 2, 0, (TurnInfo("attempt", 0.0, {"env": 0.0}, 2, False),))
+    for metric, right in (("exact", True), ("", False)):
+        config = run_file({"steps": 1}, eval={"metric": metric}).of_stage(0)
+        assert Stage(0, StageConfig(steps=1), config, grpo(), parts_of(TASKS, Rewarding)).right.judge(told) is right
+
+
+def test_two_tasks_of_one_id_in_two_stages_are_refused():
+    one, other = TASKS[:2], [replace(TASKS[0], messages=({"role": "user", "content": "another"},))]
+    config = run_file({"steps": 1}).of_stage(0)
+    made = [Stage(i, StageConfig(steps=1), config, grpo(), parts_of(tasks, SingleTurn)) for i, tasks in enumerate((one, one, other))]
+    check_ids(made[:2])
+    with pytest.raises(ConfigError, match=r"stages\[2\]: its task 'u' is not the one of that id in an earlier stage; .* data.id"):
+        check_ids(made)
 
 
 def test_the_temperature_moves_with_the_entropy_only_where_a_target_is_set():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -108,7 +109,8 @@ class LearnerRank:
         if reference and not (config.lora_rank and reference == model):
             self._reference = zero.shard_frozen(load_policy(reference, **load).to(self._device), config, bf16)
         self._seed, self._updates, self._total_updates = seed, start_step, steps
-        self._skipped_in_a_row = 0
+        self._skipped: Counter[str] = Counter()  # optimizer steps in a row, by what trains
+        self._critic_updates = start_step if state else 0  # a critic without its state has not warmed up
         if state:
             self._load_state(Path(state))
 
@@ -139,6 +141,7 @@ class LearnerRank:
         meter.timed("time/learner_annotate_s", start)
         self._train(batch, algorithm, meter, rows)
         self._updates += 1
+        self._critic_updates += 1
         return meter.totals()
 
     def ready(self) -> None:
@@ -268,7 +271,7 @@ class LearnerRank:
         """The optimizer steps of one update: a critic of its own first, then the policy unless the critic warms up."""
         generator = torch.Generator().manual_seed(self._seed * 2**32 + self._updates)  # so a resumed run draws the same
         critic, config = self._critic_config, self._config
-        warming_up = critic is not None and self._updates < critic.warmup_steps
+        warming_up = critic is not None and self._critic_updates < critic.warmup_steps
         if self._critic is not None and critic is not None:
             epochs, number = critic.num_epochs or config.num_epochs, critic.num_minibatches or config.num_minibatches
             for part in _passes(batch, epochs, number, generator):
@@ -277,7 +280,7 @@ class LearnerRank:
         if self._critic is None or not warming_up:
             for part in _passes(batch, config.num_epochs, config.num_minibatches, generator):
                 loss = partial(self._loss, part=part, algorithm=algorithm, meter=meter, warming_up=warming_up)
-                factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm")
+                factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm", freeze_body=warming_up)
                 meter.average("learner/lr", config.lr * factor)
 
     def _learn(
@@ -289,6 +292,7 @@ class LearnerRank:
         meter: Meter,
         rows: Sequence[Row],
         norm_name: str,
+        freeze_body: bool = False,
     ) -> float:
         """One optimizer step; returns the share of the peak learning rate it was made at."""
         config = self._config
@@ -296,12 +300,13 @@ class LearnerRank:
         weights = loss_weights(part.batch.loss_mask, part.batch.traj_ids, algorithm.aggregation, self._reduce, algorithm.max_length)
         weighed = replace(part.batch, loss_weights=weights)
         self._backward(engine, weighed, algorithm, loss, meter)
-        self._step(engine, factor, meter, norm_name)
-        if self._skipped_in_a_row >= config.max_non_finite:
+        self._step(engine, factor, meter, norm_name, freeze_body)
+        if self._skipped[norm_name] >= config.max_non_finite:
             where = self._dump(rows, weighed, algorithm)
             raise NonFiniteError(
-                f"loss or gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; the weights are those before them. "
-                f"Rows and losses are in {where}: look for extreme rewards or ratios, or lower learner.lr"
+                f"loss or gradient was not finite in {self._skipped[norm_name]} optimizer steps in a row ({norm_name}); "
+                f"the weights are those before them. Rows and losses are in {where}: "
+                f"look for extreme rewards or ratios, or lower learner.lr"
             )
         return factor
 
@@ -342,11 +347,11 @@ class LearnerRank:
             meter.add_ratio(name, torch.where(micro.loss_mask, metric, 0.0).sum(), micro.loss_mask.sum())
         return loss
 
-    def _step(self, engine: Any, factor: float, meter: Meter, norm_name: str) -> None:
+    def _step(self, engine: Any, factor: float, meter: Meter, norm_name: str, freeze_body: bool) -> None:
         """Apply the gradient, or skip it on every rank where it is not finite."""
         start = time.perf_counter()
-        norm = self._zero.step(engine, factor)
-        self._skipped_in_a_row = 0 if norm is not None else self._skipped_in_a_row + 1
+        norm = self._zero.step(engine, factor, freeze_body)
+        self._skipped[norm_name] = 0 if norm is not None else self._skipped[norm_name] + 1
         meter.count("learner/num_skipped", 0 if norm is not None else 1)
         if norm is not None:
             meter.average(norm_name, norm)

@@ -107,15 +107,18 @@ def shard_frozen(policy: Any, config: LearnerConfig, bf16: bool) -> Any:
     return policy
 
 
-def step(engine: Any, lr_factor: float) -> float | None:
+def step(engine: Any, lr_factor: float, freeze_body: bool = False) -> float | None:
     """Apply the accumulated gradients at `lr_factor` times each parameter's peak learning rate, and forget them.
+
+    Args:
+        freeze_body: leave all but the value head as it is; weight decay would move it even where its gradient is 0.
 
     Returns:
         Norm of the whole gradient before clipping; None where it was not finite on some rank and
         no rank changed a weight.
     """
-    for group in engine.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * lr_factor
+    for number, group in enumerate(engine.optimizer.param_groups):
+        group["lr"] = 0.0 if freeze_body and number == 0 else group["initial_lr"] * lr_factor
     if engine.zero_optimization():
         engine.step()  # ZeRO itself skips when the norm over all ranks is not finite
         return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None

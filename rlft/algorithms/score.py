@@ -27,7 +27,8 @@ def score(
     clip_high: float = 0.2,
     **shared: Unpack[Shared],
 ) -> Algorithm:
-    """Attempt k is turn k; each is compared with the same attempt of its group.
+    """Two stages that teach a second attempt to mend the first, where an attempt is compared with the same one of its group.
+    Attempt k is turn k.
 
     Stage 1 makes the second attempt worth while without touching the first: attempts after the first earn their own
     reward, the first earns nothing and is held to the reference by a KL of its own, larger weight. Stage 2 starts
@@ -59,9 +60,11 @@ def score(
     defaults: Shared = {"kl_coef": 0.01, "kl": "k2"}
     if stage == 1:
         defaults["kl_turns"] = (10.0, 1.0)
-    kl_coef, kl_turns = (shared.get(option, defaults.get(option)) for option in ("kl_coef", "kl_turns"))
-    held = kl_coef and (not kl_turns or kl_turns[0])
-    expect(stage == 2 or bool(held), "kl_coef", "more than 0 in stage 1, where the KL alone holds the first attempt", kl_coef)
+        kl_coef, kl_turns = shared.get("kl_coef", 0.01), shared.get("kl_turns", (10.0, 1.0))
+        expect(bool(kl_coef), "kl_coef", "more than 0 in stage 1, where the KL alone holds the first attempt", kl_coef)
+        own = len(kl_turns) > 1 and kl_turns[0] > max(kl_turns[1:])
+        expect(own, "kl_turns", "a factor of the first attempt in stage 1, and smaller ones of the others", kl_turns)
+        expect(shared.get("kl") != "k1", "kl", "a form that holds the first attempt: k1 in the loss has no gradient on average", "k1")
     expect(shared.get("kl_in", "loss") == "loss", "kl_in", "'loss': the bonus compares rewards without KL", shared.get("kl_in"))
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:

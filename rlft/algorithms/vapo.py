@@ -36,11 +36,13 @@ def vapo(
         positive_coef: weight of the mean cross-entropy over the tokens of right answers, all ranks'; 0 for none.
         right_at: total reward from which on an answer is right; a KL penalty in the reward counts too.
         value_clip: as in `ppo`.
-        shared: see `policy_gradient.Shared`.
+        shared: see `policy_gradient.Shared`. Another aggregation than "token" needs positive_coef = 0.
     """
     expect(is_number(length_alpha, 0) and length_alpha > 0, "length_alpha", "more than 0", length_alpha)
     expect(is_number(positive_coef, 0), "positive_coef", "at least 0", positive_coef)
     expect(is_number(right_at), "right_at", "a number", right_at)
+    weighed = shared.get("aggregation", "token")
+    expect(not positive_coef or weighed == "token", "aggregation", "'token', over which positive_coef's mean is taken", weighed)
     policy_loss = clipped(clip_low, clip_high)
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:

@@ -27,11 +27,12 @@ class Attempts:
 
     tools: Sequence[ToolSpec] = ()
     tag = "attempt"
+    tags = ("attempt",)
 
     def __init__(self, task: Task, num_attempts: int = 2, message: str = MESSAGE, check: str | Check | None = None) -> None:
         if num_attempts < 1:
             raise ConfigError(f"env.num_attempts: expected at least 1, got {num_attempts}")
-        self.task, self.message, self.left = task, message, num_attempts
+        self.task, self.message, self.left, self.num_turns = task, message, num_attempts, num_attempts
         self.check = None if check is None else find_check(check)
         self.gives_turn_rewards = check is not None
 

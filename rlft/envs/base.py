@@ -25,7 +25,8 @@ class Env(Protocol):
     """One episode, one instance: built from a Task, reset once, closed once.
 
     `tools` are function schemas that the chat template renders. An environment may name the turn
-    it asks for next in `tag` ("attempt", "reflection", ...), and say with `gives_turn_rewards = True`
+    it asks for next in `tag` ("attempt", "reflection", ...), all that it may name in `tags`, say in `num_turns` how many
+    turns an episode can need (`rollout.max_turns` must allow them), and say with `gives_turn_rewards = True`
     that the rewards of its turns tell how good each was, as algorithms that need "turn_rewards" ask.
     """
 

@@ -26,6 +26,8 @@ class ReflectRetry:
     """
 
     tools: Sequence[ToolSpec] = ()
+    tags = ("attempt", "reflection", "retry")
+    num_turns = 3
     gives_turn_rewards = True
 
     def __init__(self, task: Task, check: str | Check = "exact", reflect: str = REFLECT, retry: str = RETRY) -> None:

@@ -15,6 +15,7 @@ from rlft.types import Completion, Group, Source, Task, Trajectory, Turn
 
 Answer = TypeVar("Answer")
 GIVEN = "given"  # tag of a first turn that was not sampled
+VERDICT = "env"  # part of a turn that holds the reward of an environment whose rewards tell how good each turn was
 
 
 class Policy(Protocol):
@@ -50,7 +51,8 @@ async def run_episode(
             action = renderer.parse(completion.token_ids)
             step = _checked(await _ask(env.step(action), env), env)
             sources = sources + [int(Source.HINT if injected else Source.POLICY)] * len(completion.token_ids)
-            turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed))
+            parts = {VERDICT: float(step.reward)} if getattr(env, "gives_turn_rewards", False) else {}
+            turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed, parts))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
                 break
             sampled, observed = list(completion.token_ids), tuple(step.messages)

@@ -1,11 +1,13 @@
-"""VAPO: its own lambdas, its supervised loss on right answers, and the laws."""
+"""VAPO: its own lambdas, its supervised loss on right answers, a naive oracle of a step, and the laws."""
 
+import math
 import statistics
 from dataclasses import replace
 
 import pytest
 import torch
 
+from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.algorithms.ppo import ppo
 from rlft.algorithms.vapo import vapo
 from rlft.errors import ConfigError
@@ -22,6 +24,59 @@ def rewarded(*rewards):
     earned = torch.zeros_like(batch.rewards)
     earned[torch.arange(len(rewards)), batch.attention_mask.sum(-1) - 1] = torch.tensor(rewards)
     return replace(batch, rewards=earned)
+
+
+NAIVE = {"low": 0.1, "high": 0.3, "alpha": 0.5, "coef": 0.3, "right_at": 0.25, "critic_lam": 1.0, "value_clip": 0.25}
+
+
+def naive_step(batch, new, values, *, low, high, alpha, coef, right_at, critic_lam, value_clip):
+    """The step's loss, its slope at each trained token and the critic's loss, with loops over numbers."""
+    placed = sorted((int(batch.turn_ids[b, t]), b, t) for b, t in batch.loss_mask.nonzero().tolist())
+    raw, returns, right = {}, {}, []
+    for m in set(batch.traj_ids.tolist()):
+        tokens = [(b, t) for _, b, t in placed if batch.traj_ids[b] == m]
+        reward, v = [float(batch.rewards[p]) for p in tokens], [*(float(batch.values[p]) for p in tokens), 0.0]
+        deltas, lam = [reward[j] + v[j + 1] - v[j] for j in range(len(tokens))], max(0.0, 1 - 1 / (alpha * len(tokens)))
+        for i, p in enumerate(tokens):
+            raw[p] = sum(lam ** (j - i) * deltas[j] for j in range(i, len(tokens)))
+            returns[p] = v[i] + sum(critic_lam ** (j - i) * deltas[j] for j in range(i, len(tokens)))
+        if sum(reward) >= right_at:
+            right += tokens
+    mean, std, loss, slopes, of_critic = statistics.fmean(raw.values()), statistics.pstdev(raw.values()), 0.0, {}, 0.0
+    for p in raw:
+        advantage, ratio = (raw[p] - mean) / (std + 1e-6), math.exp(float(new[p] - batch.old_logprobs[p]))
+        free, bounded = ratio * advantage, min(max(ratio, 1 - low), 1 + high) * advantage
+        loss -= min(free, bounded) / len(raw)
+        slopes[p] = -free / len(raw) if free <= bounded else 0.0
+        now, old = float(values[p]), float(batch.values[p])
+        near = min(max(now, old - value_clip), old + value_clip)
+        of_critic += max((now - returns[p]) ** 2, (near - returns[p]) ** 2) / 2 / len(raw)
+    for p in right:
+        loss -= coef * float(new[p]) / len(right)
+        slopes[p] -= coef / len(right)
+    return loss, slopes, of_critic
+
+
+def test_a_whole_step_agrees_with_naive_loops_over_trajectories_and_tokens():
+    batch, g = example_batch((4, 3, 1, 5), seed=9), torch.Generator().manual_seed(0)
+    algorithm = vapo(0.1, 0.3, 0.5, positive_coef=0.3, right_at=0.25, value_clip=0.25)
+    filled = algorithm.advantages(batch, lambda x: x)
+    new = (batch.old_logprobs + 0.3 * torch.randn(batch.token_ids.shape, generator=g)).requires_grad_()
+    values = batch.values + 0.5 * torch.randn(batch.token_ids.shape, generator=g)
+    weights = loss_weights(filled.loss_mask, filled.traj_ids, algorithm.aggregation, lambda x: x)
+    total = weighted_sum(algorithm.loss(new, filled)[0], weights)
+    (gradient,) = torch.autograd.grad(total, new)
+    of_critic = weighted_sum(algorithm.value_loss(values, filled)[0], weights)
+    loss, slopes, naive_critic = naive_step(batch, new.detach(), values, **NAIVE)
+    assert (float(total), float(of_critic)) == pytest.approx((loss, naive_critic), abs=1e-5)
+    want = torch.zeros_like(gradient)
+    for p, slope in slopes.items():
+        want[p] = slope
+    torch.testing.assert_close(gradient, want, atol=1e-6, rtol=1e-4)
+    # The control: with a symmetric clip, PPO's lambda, no or fewer right answers, GAE's returns or a free value it is another number.
+    for wrong in ({"high": 0.1}, {"alpha": 1e6}, {"coef": 0.0}, {"right_at": 1.0}, {"critic_lam": 0.95}, {"value_clip": 9.0}):
+        other, _, other_critic = naive_step(batch, new.detach(), values, **{**NAIVE, **wrong})
+        assert abs(other - loss) + abs(other_critic - naive_critic) > 1e-3, wrong
 
 
 def test_the_policys_lambda_grows_with_the_length_and_the_critics_is_one():
@@ -90,3 +145,9 @@ def test_an_option_that_is_wrong_says_so(options, message):
     with pytest.raises(ConfigError) as error:
         vapo(**options)
     assert str(error.value) == message
+
+
+def test_the_supervised_share_is_a_mean_over_tokens_and_no_other_aggregation_is_taken():
+    with pytest.raises(ConfigError, match="algorithm.aggregation: expected 'token'"):
+        vapo(aggregation="sequence")
+    assert vapo(aggregation="sequence", positive_coef=0.0).aggregation == "sequence"

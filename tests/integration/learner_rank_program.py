@@ -81,6 +81,17 @@ def poisoned(value: float, where: int, rank: int):
     return replace(good, loss=loss)
 
 
+def broken_policy():
+    """PPO whose policy loss is NaN; its critic's is not."""
+    good = ppo()
+
+    def loss(logprobs, batch):
+        per_token, metrics = good.loss(logprobs, batch)
+        return per_token * float("nan"), metrics
+
+    return replace(good, loss=loss)
+
+
 def gradients(learner: LearnerRank) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -163,6 +174,18 @@ def run(rank: int, world_size: int, port: int, model: str, engines: list[tuple[i
         before = weights(warm)
         metrics = [warm.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(2)]
         results[key] = (metrics, all(torch.equal(x, before[n]) for n, x in weights(warm).items()))
+    held = LearnerRank(LearnerConfig(lr=1e-2, weight_decay=0.5), model, **place, critic=CriticConfig(lr=3e-3, shared=True, warmup_steps=1))
+    before = weights(held)
+    held.update(ppo(), Setting(), *packed(share(rank, world_size)))
+    results["held"] = all(torch.equal(x, before[n]) for n, x in weights(held).items())
+    started = LearnerRank(LearnerConfig(), model, **place, critic=CriticConfig(lr=3e-3, warmup_steps=2), start_step=4)
+    results["started"] = started.update(ppo(), Setting(), *packed(share(rank, world_size)))
+    spoiled = LearnerRank(LearnerConfig(max_non_finite=2), model, **place, critic=CriticConfig(lr=3e-3), dump_dir=folder / "dumpcritic")
+    results["spoiled"] = [spoiled.update(broken_policy(), Setting(), *packed(share(rank, world_size)))]
+    try:
+        spoiled.update(broken_policy(), Setting(), *packed(share(rank, world_size)))
+    except NonFiniteError as error:
+        results["spoiled"].append(str(error))
     for key, passes in (("critic_once", {}), ("critic_passes", {"num_minibatches": 3, "num_epochs": 2})):
         learner = LearnerRank(LearnerConfig(lr=1e-3), model, **place, critic=CriticConfig(lr=3e-3, **passes))
         steps = [learner.update(ppo(), Setting(), *packed(share(rank, world_size))) for _ in range(2)]

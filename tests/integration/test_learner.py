@@ -343,6 +343,23 @@ def test_while_the_critic_warms_up_the_policy_keeps_its_weights(runs):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
+def test_weight_decay_does_not_move_a_body_that_waits_for_its_critic(runs, world_size):
+    assert of_ranks(runs, world_size, "tied")[0]["held"]
+
+
+def test_a_critic_that_comes_back_without_its_state_warms_up_again(runs):
+    assert "loss/policy" not in of_ranks(runs, 1, "tied")[0]["started"]
+    assert "loss/policy" in of_ranks(runs, 1, "tied")[0]["restarted"]  # the control: it asks for no warm-up
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_healthy_critic_does_not_hide_a_policy_that_is_not_finite(runs, world_size):
+    first, *stopped = of_ranks(runs, world_size, "tied")[0]["spoiled"]
+    assert first["learner/num_skipped"] == 1 and first["critic/loss"] > 0
+    assert len(stopped) == 1 and "2 optimizer steps in a row (grad/norm)" in stopped[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_critics_own_passes_teach_it_more_and_leave_the_policys_step_alone(runs, world_size):
     once, passes = (of_ranks(runs, world_size, "tied")[0][key] for key in ("critic_once", "critic_passes"))
     for name in ("loss/policy", "grad/norm", "learner/num_trained_tokens"):  # in the first update the advantages are the same
