@@ -189,6 +189,11 @@ def test_dtypes_and_versions_are_as_promised():
     assert batch.policy_versions.tolist() == [3] and batch.truncated.tolist() == [True]
 
 
+def test_version_and_truncation_are_those_of_the_row_itself():
+    batch = collate([one_row(2), replace(one_row(2, index=1), policy_version=3, truncated=True)], pad_id=0)
+    assert batch.policy_versions.tolist() == [0, 3] and batch.truncated.tolist() == [False, True]
+
+
 def test_a_demonstration_trains_its_target_only():
     row = demonstration_row([1, 2], [3, 4, 5], "d")
     batch = collate([row, demonstration_row([1], [2], "e")], pad_id=0)
@@ -241,6 +246,7 @@ def test_parts_stand_in_the_order_asked_for_on_every_row_of_the_trajectory():
     one = replace(trajectory(turn([1], [2, 3]), index=1), parts={"format": -0.5, "right": 0})
     batch = collate([*to_rows(both), *to_rows(one)], 0, parts=("format", "right"))
     assert batch.parts.tolist() == [[0.25, 1.0], [0.25, 1.0], [-0.5, 0.0]] and batch.parts.dtype == torch.float32
+    assert collate(to_rows(both), 0, parts=("right", "format")).parts.tolist() == [[1.0, 0.25], [1.0, 0.25]]
     assert collate(to_rows(both), 0).parts is None
 
 
@@ -342,6 +348,11 @@ def test_units_are_rows_trajectories_or_pairs():
     assert units(replace(batch, pair_ids=None), "pair") == units(batch, "trajectory")
 
 
+def test_a_pair_and_a_trajectory_of_the_same_number_are_two_units():
+    batch = replace(paired(), pair_ids=torch.tensor([-1, -1, 0, 0, -1, -1, -1, -1, -1, -1]))
+    assert units(batch, "pair") == [[0, 1], [2, 3], [4], [5, 6], [7], [8], [9]]
+
+
 @pytest.mark.parametrize("unit", ["row", "trajectory", "pair"])
 @pytest.mark.parametrize("max_tokens", [1, 24, 40, 1000])
 def test_micro_batches_hold_every_unit_whole_and_once_within_the_budget(unit, max_tokens):
@@ -374,6 +385,12 @@ def test_the_surplus_micro_batches_are_whole_units_without_loss():
         ids = {signature(batch, j)[:2] for j in range(10)} & {s[:2] for s in signatures([part])}
         assert not part.loss_mask.any() and len(ids) == len(part.traj_ids)
         assert {s[:2] for s in signatures([part])} in [{signature(batch, j)[:2] for j in rows} for rows in units(batch, "pair")]
+
+
+def test_the_surplus_has_every_row_of_its_unit():
+    split = collate(to_rows(trajectory(turn([1], [2]), turn([9], [3]))), pad_id=0)
+    assert [len(part.traj_ids) for part in micro_batches(split, 1000, at_least=2, unit="trajectory")] == [2, 2]
+    assert [len(part.traj_ids) for part in micro_batches(split, 1000, at_least=2, unit="row")] == [2, 1]
 
 
 # minibatches

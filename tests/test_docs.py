@@ -310,7 +310,7 @@ STEP, TIMES, EVALUATION, SUMMARY, REWARD_MODEL, PREFERENCES = (
         "Learning from preferences",
     )
 )
-AREAS = "reward|attempt|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|critic|control|publish|preference"
+AREAS = "reward|attempt|ungraded|rollout|loss|ratio|kl|mismatch|sft|grad|learner|policy|critic|control|publish|preference|nft|rise"
 METRIC = rf"({AREAS})/\w+|time/\w+_s"
 
 
@@ -328,12 +328,13 @@ def constants():
 def computed():
     """Names that the step's and the evaluation's statistics give."""
     tried = [
-        TrajectoryInfo(task, "completed", 1.0, verdict, 1, 1, 0, (first, replace(first, parts=verdict, edit=0.5)), "", {"exact": "timeout"})
+        TrajectoryInfo(task, "completed", 1.0, verdict, 1, 1, 0, (first, replace(first, parts=verdict, edit=0.5)))
         for task in ("right", "wrong")
         for verdict in ({"exact_match": 1.0}, {"exact_match": 0.0})
         for first in [TurnInfo("attempt", 1.0, {"exact_match": float(task == "right")}, 1, False)]
     ]
-    step = rollout_metrics([GroupRef("g", tuple(tried), None, 2)], 0)
+    ungraded = replace(tried[0], ungraded={"exact": "timeout"})
+    step = rollout_metrics([GroupRef("g", (*tried, ungraded), None, 2)], 0)
     evaluated = {f"eval/{name}" for name in [*summarize({"t": [1.0] * 4}, (1, 4)), "greedy"]}
     evaluated |= {f"eval/{area}/{name}" for area in ("attempt", "attempt_greedy") for name in attempt_metrics(tried)}
     evaluated |= {f"eval/{name}" for name in preference_report.report(np.zeros((1, 2)), np.ones((1, 2))).figures()}
@@ -400,7 +401,8 @@ def test_the_run_of_the_readme_runs_and_records_only_what_is_documented(tmp_path
     recorded = {name for row in rows for name in row} - {"step"}
     assert {name for name in recorded if not is_documented(name, STEP | TIMES | EVALUATION)} == set()
     lost = {name for name in STEP | TIMES | EVALUATION if not any(is_documented(other, {name}) for other in recorded)}
-    elsewhere = ("attempt/", "eval/attempt", "control/", "critic/")  # other environments, moving options, algorithms with a critic
+    # Other environments, moving options, algorithms with a critic, other algorithms.
+    elsewhere = ("attempt/", "eval/attempt", "control/", "critic/", "nft/", "rise/")
     assert {name for name in lost if not name.startswith(elsewhere)} == {
         "sft/cross_entropy",
         "time/data_s",

@@ -24,8 +24,28 @@ def test_every_method_stands_in_the_table_with_its_tests_and_a_source():
     assert lines.keys() == BUILTIN.keys()
     untested = [name for name, line in lines.items() if "tests/algorithms" not in line]
     assert untested == []
-    unsourced = [name for name, line in lines.items() if "arxiv.org" not in line]
-    assert unsourced == ["reinforce"]  # a textbook's
+    unsourced = [name for name, line in lines.items() if "https://arxiv.org/abs/" not in line and "https://doi.org/" not in line]
+    assert unsourced == []
+
+
+def test_a_method_lists_the_tests_of_the_helpers_that_its_file_imports():
+    tests = {line.split("`")[1]: line.rpartition(" | ")[2] for line in method_table.table().splitlines() if line.startswith("| `")}
+    for test, names in {"test_gae": {"ppo", "vapo", "reinforce_pp"}, "test_covariance": {"clip_cov", "kl_cov"}}.items():
+        assert names <= {name for name, listed in tests.items() if test in listed}
+    assert not {"test_gae", "test_covariance", "test_masking"} & set(re.findall(r"test_\w+", tests["grpo"]))  # the control
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("On right\nanswers (RFT; or another). Wrong ones.", "On right answers (RFT; or another)"),
+        ("Two biases (Dr. GRPO): none.", "Two biases (Dr. GRPO)"),
+        ("One thing; another.", "One thing"),
+        ("Without a stop\n\nArgs:", "Without a stop"),
+    ],
+)
+def test_what_a_method_is_is_its_docstrings_first_sentence(text, sentence):
+    assert method_table.first_sentence(text) == sentence
 
 
 @pytest.mark.parametrize("name", BUILTIN)

@@ -23,9 +23,9 @@ from rlft.recipes.addition import tasks
 HERE = Path(__file__).parent
 RLFT = str(Path(sys.executable).with_name("rlft"))
 SEED, WARMUP, STEPS = 0, 60, 90
-COMMON = [f"steps={STEPS}", "tasks_per_step=32", "tracking.rollouts_every=0", "eval.every=30", "eval.samples=2", "eval.pass_k=[1]"]
+COMMON = [f"steps={STEPS}", "tasks_per_step=64", "tracking.rollouts_every=0", "eval.every=30", "eval.samples=2", "eval.pass_k=[1]"]
 COMMON += ["eval.greedy=false", "rollout.num_workers=1", "learner.num_ranks=1", "learner.betas=[0.9, 0.98]"]
-COMMON += ["critic.lr=5e-4", "critic.num_minibatches=4", "critic.num_epochs=4", f"critic.warmup_steps={WARMUP}"]
+COMMON += ["critic.lr=5e-4", "critic.num_minibatches=8", "critic.num_epochs=2", f"critic.warmup_steps={WARMUP}"]
 
 
 def run(lam: float) -> dict[str, object]:
@@ -94,7 +94,7 @@ def report(results: dict[str, dict]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     legend = (
         f"Share of the variance of the lambda-returns that the values explain, before each update learns from them; means over ten "
-        f"updates of 512 samples. The critic starts from the starter policy's body with values of 0; in the first {WARMUP} updates it "
+        f"updates of 1024 samples. The critic starts from the starter policy's body with values of 0; in the first {WARMUP} updates it "
         f"alone learns, in 16 optimizer steps each. perfect: what values from the policy's own probabilities "
         f"explain. Seed {SEED}; `{' '.join(COMMON)}`."
     )

@@ -104,11 +104,6 @@ def gmpo(
     return -trajectory_mean(kept, mask, traj_ids).exp() * advantages, (kept != log_ratio).detach()
 
 
-def reinforce(logprobs: Tensor, advantages: Tensor) -> Tensor:
-    """-A log p, [B, T]: the policy gradient of samples of this very policy."""
-    return -advantages * logprobs
-
-
 def nft(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -1,4 +1,4 @@
-"""REINFORCE with an optional group baseline: the smallest algorithm, a template for your own."""
+"""REINFORCE (doi:10.1007/BF00992696) with an optional group baseline: the smallest algorithm, a template for your own."""
 
 from __future__ import annotations
 

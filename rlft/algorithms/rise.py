@@ -20,8 +20,10 @@ def rise(temperature: float = 1.0, max_weight: float = 20.0, **shared: Unpack[Sh
     """Reward-weighted regression on single turns: exp(A / temperature) times the cross-entropy of a turn's tokens.
 
     A is what the turn earned less the mean of the group's same turn. A turn that did no better than that weighs 0, so
-    a wrong attempt is no target, but stays in the context of the turns after it. We differ: the
-    paper samples several improved answers in each state, where we compare the group's own turns.
+    a wrong attempt is no target, but stays in the context of the turns after it. One that did better weighs more than 1,
+    the exp of a positive number. We differ: the paper samples several improved answers in each state, where we compare
+    the same turn of the group's trajectories. From the second turn on their contexts may differ, so that "better" is
+    relative to other states too: A also holds how good a start the turns before gave.
 
     Args:
         temperature: in units of the reward, > 0. The larger, the more alike the weights of all better turns; a small

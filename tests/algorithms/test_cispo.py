@@ -61,6 +61,24 @@ def test_without_a_lower_bound_an_unlikely_token_weighs_little():
     torch.testing.assert_close(logprobs.grad, -math.exp(-5) * batch.advantages)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_grpos_scaled_or_not(normalize):
+    given = example_batch()
+    mine, same, other = (
+        a.advantages(given, identity).advantages
+        for a in (cispo(normalize=normalize), grpo(normalize=normalize), grpo(normalize=not normalize))
+    )
+    assert torch.equal(mine, same) and not torch.equal(mine, other)
+
+
+def test_a_likely_token_weighs_five_at_most_where_nothing_is_said():
+    given = example_batch()
+    batch = cispo().advantages(given, identity)
+    logprobs = (given.old_logprobs + 5.0).requires_grad_()
+    cispo().loss(logprobs, batch)[0].sum().backward()
+    torch.testing.assert_close(logprobs.grad, -5 * batch.advantages)
+
+
 @pytest.mark.parametrize("option", ["clip_low", "clip_high"])
 def test_bounds_below_zero_are_errors(option):
     with pytest.raises(ConfigError, match=f"algorithm.{option}: expected at least 0, got -0.1"):

@@ -37,6 +37,15 @@ def test_kl_cov_keeps_the_laws(options):
     check_algorithm(kl_cov(0.2, **options))
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_grpos_scaled_or_not_where_no_token_is_in_the_band(normalize):
+    given = example_batch()
+    same, other = (grpo(normalize=n).advantages(given, identity).advantages for n in (normalize, not normalize))
+    for algorithm in (clip_cov(1.0, 1e6, 2e6, normalize=normalize), kl_cov(normalize=normalize)):
+        mine = algorithm.advantages(given, identity).advantages
+        assert torch.equal(mine, same) and not torch.equal(mine, other)
+
+
 def test_clip_cov_takes_the_band_out_of_the_gradient_and_leaves_the_rest_as_it_is():
     given = example_batch((4, 3), tokens=40)
     plain, spared = grpo().advantages(given, identity), clip_cov(1.0, 0.1, 0.5).advantages(given, identity)

@@ -63,6 +63,16 @@ def test_it_is_grpo_with_importance_weights():
     assert torch.equal(one, same) and not torch.equal(one, truncated)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_grpos_scaled_or_not(normalize):
+    given = example_batch()
+    mine, same, other = (
+        a.advantages(given, identity).advantages
+        for a in (decoupled_ppo(normalize=normalize), grpo(normalize=normalize), grpo(normalize=not normalize))
+    )
+    assert torch.equal(mine, same) and not torch.equal(mine, other)
+
+
 def test_without_weights_it_is_an_error():
     with pytest.raises(ConfigError, match="algorithm.is_cap: expected a number, or 'grpo' for no weights, got None"):
         decoupled_ppo(is_cap=None)

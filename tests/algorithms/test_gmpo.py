@@ -79,6 +79,16 @@ def test_it_needs_whole_trajectories_that_count_the_same():
     assert gmpo().unit == "trajectory" and gmpo().aggregation == "sequence"
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_advantages_are_grpos_scaled_or_not(normalize):
+    given = example_batch()
+    mine, same, other = (
+        a.advantages(given, identity).advantages
+        for a in (gmpo(normalize=normalize), grpo(normalize=normalize), grpo(normalize=not normalize))
+    )
+    assert torch.equal(mine, same) and not torch.equal(mine, other)
+
+
 @pytest.mark.parametrize("option", ["clip_low", "clip_high"])
 def test_bounds_below_zero_are_errors(option):
     with pytest.raises(ConfigError, match=f"algorithm.{option}: expected at least 0, got -0.1"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlft.algorithms.advantages import group_centered, group_normalized
-from rlft.algorithms.losses import cispo, clipped_value, gmpo, gspo, nft, ppo_clip, reinforce
+from rlft.algorithms.losses import cispo, clipped_value, gmpo, gspo, nft, ppo_clip
 from rlft.algorithms.masking import loss_weights, masked, weighted_sum
 from rlft.testing.checks import example_batch
 
@@ -195,20 +195,12 @@ def test_gmpo_summed_over_a_trajectory_is_the_papers_objective():
         assert total.item() == pytest.approx(want, rel=1e-5)
 
 
-def test_plain_reinforce_has_minus_the_advantage_as_gradient():
-    logprobs = column([-1.0, -3.0]).requires_grad_()
-    loss = reinforce(logprobs, column([2.0, -0.5]))
-    loss.sum().backward()
-    assert loss.tolist() == [[2.0, -1.5]] and logprobs.grad.tolist() == [[-2.0, 0.5]]
-
-
 SURROGATES = {
     "ppo_clip": lambda lp, old, a, mask, ids: ppo_clip(lp, old, a, 0.2, 0.3, dual_clip=3.0)[0],
     "gspo": lambda lp, old, a, mask, ids: gspo(lp, old, a, mask, ids, 0.2, 0.3)[0],
     "gspo token": lambda lp, old, a, mask, ids: gspo(lp, old, a, mask, ids, 0.2, 0.3, "token")[0],
     "cispo": lambda lp, old, a, mask, ids: cispo(lp, old, a, 0.2, 0.3)[0],
     "gmpo": lambda lp, old, a, mask, ids: gmpo(lp, old, a, mask, ids, 0.4, 0.4)[0],
-    "reinforce": lambda lp, old, a, mask, ids: reinforce(lp, a),
 }
 
 
@@ -226,8 +218,7 @@ def on_policy_gradient(surrogate, offset=0.0):
 def test_at_ratio_one_every_surrogates_gradient_is_reinforces(name):
     got, want = on_policy_gradient(SURROGATES[name])
     torch.testing.assert_close(got, want)
-    if name != "reinforce":  # the control: off-policy it is not
-        assert (on_policy_gradient(SURROGATES[name], offset=0.5)[0] - want).abs().max() > 1e-3
+    assert (on_policy_gradient(SURROGATES[name], offset=0.5)[0] - want).abs().max() > 1e-3  # the control: off-policy it is not
 
 
 @pytest.mark.parametrize("name", ["gspo", "gspo token", "gmpo"])
@@ -266,10 +257,8 @@ def test_surrogates_agree_with_naive_loops(name):
             want = max(-s * a, -min(max(s, 0.8), 1.3) * a)
         elif name == "cispo":
             want = -min(max(r, 0.8), 1.3) * a * float(logprobs[i, t])
-        elif name == "gmpo":
-            want = -a * math.exp(sum(min(v, 0.4) if a > 0 else max(v, -0.4) for v in x.values()) / len(mates))
         else:
-            want = -a * float(logprobs[i, t])
+            want = -a * math.exp(sum(min(v, 0.4) if a > 0 else max(v, -0.4) for v in x.values()) / len(mates))
         assert float(got[i, t]) == pytest.approx(want, rel=1e-4, abs=1e-6)
 
 

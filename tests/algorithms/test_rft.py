@@ -1,6 +1,7 @@
-"""Rejection sampling and reward-weighted regression: what they train on, and how much."""
+"""Rejection sampling and reward-weighted regression: what they train on, how much, and naive oracles of both."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,62 @@ def test_rft_is_the_cross_entropy_of_the_right_answers():
     torch.testing.assert_close(total, -given.old_logprobs[right].mean())
     total.backward()
     assert not logprobs.grad[~right].any() and logprobs.grad[right].all()
+
+
+def answers(batch):
+    """(group, total reward, trained tokens) of each trajectory by number, with loops over its rows."""
+    found = []
+    for m in sorted(set(batch.traj_ids.tolist())):
+        rows = [b for b in range(len(batch.traj_ids)) if batch.traj_ids[b] == m]
+        total = sum(float(batch.rewards[b, t]) for b in rows for t in range(batch.rewards.shape[1]))
+        tokens = [(b, t) for b in rows for t in range(batch.rewards.shape[1]) if batch.loss_mask[b, t]]
+        found.append((int(batch.group_ids[rows[0]]), total, tokens))
+    return found
+
+
+def naive_rft(batch, logprobs, threshold, most, aggregation):
+    taken, losses = {}, []
+    for group, total, tokens in answers(batch):
+        if total >= threshold and taken.get(group, 0) < (most or math.inf):
+            taken[group] = taken.get(group, 0) + 1
+            losses.append([-float(logprobs[p]) for p in tokens])
+    return mean(losses, aggregation)
+
+
+def naive_rwr(batch, logprobs, temperature, center, aggregation):
+    found, losses = answers(batch), []
+    for group, total, tokens in found:
+        of_group = [other for g, other, _ in found if g == group]
+        middle = max(of_group) if center == "max" else statistics.fmean(of_group)
+        losses.append([-math.exp((total - middle) / temperature) * float(logprobs[p]) for p in tokens])
+    return mean(losses, aggregation)
+
+
+def mean(losses, aggregation):
+    """Over all tokens, or over trajectories of their own means."""
+    return statistics.fmean(sum(losses, []) if aggregation == "token" else map(statistics.fmean, losses))
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("make", "naive", "options"),
+    [
+        (rft, naive_rft, {"threshold": 0.25, "most": None}),
+        (rft, naive_rft, {"threshold": 0.25, "most": 1}),
+        (rwr, naive_rwr, {"temperature": 0.5, "center": "max"}),
+        (rwr, naive_rwr, {"temperature": 0.5, "center": "mean"}),
+    ],
+)
+def test_a_step_agrees_with_naive_loops_where_a_trajectory_has_two_rows(make, naive, options, aggregation):
+    given = example_batch((4, 3, 5), seed=2)
+    assert len(given.traj_ids) == 12 + 3  # the first of each group has two
+    algorithm, options = make(**options, aggregation=aggregation), {**options, "aggregation": aggregation}
+    batch = algorithm.advantages(given, identity)
+    weights = loss_weights(batch.loss_mask, batch.traj_ids, algorithm.aggregation, identity)
+    total = weighted_sum(algorithm.loss(given.old_logprobs, batch)[0], weights)
+    assert total.item() == pytest.approx(naive(given, given.old_logprobs, **options), abs=1e-5)
+    as_rows = replace(given, traj_ids=torch.arange(15))  # the control: a row is no trajectory
+    assert abs(total.item() - naive(as_rows, given.old_logprobs, **options)) > 1e-3
 
 
 def test_a_step_without_a_right_answer_has_no_gradient():

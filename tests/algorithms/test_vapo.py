@@ -68,7 +68,7 @@ def test_a_whole_step_agrees_with_naive_loops_over_trajectories_and_tokens():
     (gradient,) = torch.autograd.grad(total, new)
     of_critic = weighted_sum(algorithm.value_loss(values, filled)[0], weights)
     loss, slopes, naive_critic = naive_step(batch, new.detach(), values, **NAIVE)
-    assert (float(total), float(of_critic)) == pytest.approx((loss, naive_critic), abs=1e-5)
+    assert (total.item(), of_critic.item()) == pytest.approx((loss, naive_critic), abs=1e-5)
     want = torch.zeros_like(gradient)
     for p, slope in slopes.items():
         want[p] = slope

@@ -104,6 +104,18 @@ def of_a_lone_group_alone(batch, reduce):
     return filled if lone.all() else replace(filled, loss_mask=filled.loss_mask & ~lone)
 
 
+def lone_ones_against_the_batch(totals, group_ids):
+    """A group of one is compared with everybody."""
+    lone = (group_ids[:, None] == group_ids).sum(-1) == 1
+    return torch.where(lone, group_centered(totals, torch.zeros_like(group_ids)), group_centered(totals, group_ids))
+
+
+def gradient_of_the_micro_batch(logprobs, batch):
+    """The right value with a gradient that counts the micro-batch's tokens."""
+    per_token = plain_loss(logprobs, batch)[0]
+    return per_token.detach() + batch.loss_mask.sum() * (per_token - per_token.detach()), {}
+
+
 BROKEN = {
     "no advantages": (with_advantages(lambda batch, reduce: replace(batch, advantages=None)), "needs: "),
     "advantages never filled": (
@@ -125,6 +137,7 @@ BROKEN = {
         with_advantages(outcome(lambda totals, groups: group_centered(totals, groups) * totals)),
         "baseline: a constant",
     ),
+    "lone members against the batch": (with_advantages(outcome(lone_ones_against_the_batch)), "baseline: a group's lone member"),
     "one row, one trajectory": (with_advantages(per_row), "baseline: equal rewards"),
     "groups by position": (with_advantages(by_position), "baseline: equal rewards"),
     "local statistics": (with_advantages(whitened_locally), "ranks: "),
@@ -134,6 +147,8 @@ BROKEN = {
     "metric of a row": (with_loss(lambda lp, b: (plain_loss(lp, b)[0], {"x": b.rewards.sum(-1)})), "metrics: one number per token, x"),
     "mean over the micro-batch": (with_loss(lambda lp, b: (plain_loss(lp, b)[0] / b.loss_mask.sum(), {})), "split: "),
     "centred in the loss": (with_loss(lambda lp, b: (-(b.advantages - b.advantages.mean()) * masked(lp, b.loss_mask), {})), "split: "),
+    "value of the micro-batch": (with_loss(lambda lp, b: (plain_loss(lp, b)[0] + b.loss_mask.sum(), {})), "split: loss and gradient"),
+    "gradient of the micro-batch": (with_loss(gradient_of_the_micro_batch), "split: loss and gradient"),
     "masked too late": (
         with_loss(lambda lp, b: (-masked((lp - b.old_logprobs).exp() * b.advantages, b.loss_mask), {}), {"old_logprobs"}),
         "mask: NaN",
@@ -193,6 +208,29 @@ def test_units_critics_and_demonstrations_are_held_to_what_was_declared(name):
     algorithm, message = NOT_BASELINES[name]
     with pytest.raises(AssertionError, match=f"^{message}"):
         check_algorithm(algorithm, baseline=False)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "traj_ids", "group_ids"])
+def test_advantages_that_say_that_rows_are_other_rows_are_caught(name):
+    def moved(batch, reduce):
+        return replace(GOOD.advantages(batch, reduce), **{name: getattr(batch, name).roll(1, 0)})
+
+    with pytest.raises(AssertionError, match=f"^pure: advantages must return {name} unchanged"):
+        check_algorithm(with_advantages(moved))
+
+
+@pytest.mark.parametrize("stream", ["rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "entropy"])
+def test_a_stream_that_is_read_off_the_mask_is_caught(stream):
+    def reads(mask_of):
+        def loss(logprobs, batch):
+            read = mask_of(getattr(batch, stream), batch.loss_mask)
+            return plain_loss(logprobs, batch)[0] * (1 + read.sum(-1, keepdim=True)), {}
+
+        return with_loss(loss, {stream} & {"old_logprobs", "ref_logprobs", "values"})
+
+    check_algorithm(reads(masked))
+    with pytest.raises(AssertionError, match="^mask: NaN off the loss mask"):
+        check_algorithm(reads(torch.mul))
 
 
 @pytest.mark.parametrize("stream", ["returns", "kl_coef", "ce_weights", "is_weights", "pass_rates"])
