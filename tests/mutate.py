@@ -72,7 +72,7 @@ def judge(copy: Path, mutation: dict) -> str:
 
 def load_libraries() -> None:
     """Once, before the forks: what the tests would otherwise load for every bug. Nothing of rlft."""
-    for name in ("hypothesis", "numpy", "pydantic", "tomli_w"):
+    for name in ("hypothesis", "numpy", "pydantic", "tomli_w", "transformers"):
         importlib.import_module(name)
     torch.testing.assert_close(torch.ones(1), torch.ones(1))
 
@@ -98,7 +98,7 @@ def pytest_in(copy: Path, tests: list[str], output: Path) -> None:
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        code = pytest.main(["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-W", "ignore", *tests])
+        code = pytest.main(["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-W", "ignore", *tests])
         sys.stdout.flush()
         os._exit(code)
 
