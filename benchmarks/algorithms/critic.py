@@ -22,7 +22,7 @@ from rlft.recipes.addition import tasks
 
 HERE = Path(__file__).parent
 RLFT = str(Path(sys.executable).with_name("rlft"))
-SEED, WARMUP, STEPS = 0, 60, 90
+SEED, WARMUP, STEPS = 0, 110, 130
 COMMON = [f"steps={STEPS}", "tasks_per_step=64", "tracking.rollouts_every=0", "eval.every=30", "eval.samples=2", "eval.pass_k=[1]"]
 COMMON += ["eval.greedy=false", "rollout.num_workers=1", "learner.num_ranks=1", "learner.betas=[0.9, 0.98]"]
 COMMON += ["critic.lr=5e-4", "critic.num_minibatches=8", "critic.num_epochs=2", f"critic.warmup_steps={WARMUP}"]
@@ -83,7 +83,7 @@ def explainable(model: Path, lam: float, samples: int = 16) -> float:
 
 def report(results: dict[str, dict]) -> str:
     machine = f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.system()} {platform.release()}, Python {platform.python_version()}"
-    marks = [10, 20, 30, 40, 50, WARMUP, 75, STEPS]
+    marks = [10, 20, 40, 60, 80, 100, WARMUP, 120, STEPS]
     lines = ["# What PPO's critic explains", "", f"`benchmarks/algorithms/critic.py` on {machine}", ""]
     names = ["lambda", *(f"{m - 9}-{m}" for m in marks), "perfect, starter", "perfect, at the end", "accuracy", "wall (s)"]
     lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
