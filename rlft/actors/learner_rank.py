@@ -38,7 +38,7 @@ PAD_ID = 0  # any id does: padding is known by its source, and right padding is 
 
 
 @dataclass(frozen=True)
-class Pass:
+class Part:
     """The trajectories of one optimizer step, and its place among the steps of an update."""
 
     batch: Batch
@@ -274,11 +274,11 @@ class LearnerRank:
         warming_up = critic is not None and self._critic_updates < critic.warmup_steps
         if self._critic is not None and critic is not None:
             epochs, number = critic.num_epochs or config.num_epochs, critic.num_minibatches or config.num_minibatches
-            for part in _passes(batch, epochs, number, generator):
+            for part in _parts(batch, epochs, number, generator):
                 loss = partial(self._critic_loss, part=part, algorithm=algorithm, meter=meter)
                 self._learn(self._critic, part, algorithm, loss, meter, rows, "critic/grad_norm")
         if self._critic is None or not warming_up:
-            for part in _passes(batch, config.num_epochs, config.num_minibatches, generator):
+            for part in _parts(batch, config.num_epochs, config.num_minibatches, generator):
                 loss = partial(self._loss, part=part, algorithm=algorithm, meter=meter, warming_up=warming_up)
                 factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm", freeze_body=warming_up)
                 meter.average("learner/lr", config.lr * factor)
@@ -286,7 +286,7 @@ class LearnerRank:
     def _learn(
         self,
         engine: Any,
-        part: Pass,
+        part: Part,
         algorithm: Algorithm,
         loss: Callable[[Batch], Tensor],
         meter: Meter,
@@ -318,7 +318,7 @@ class LearnerRank:
             engine.backward(self._zero.exact_loss(loss(micro), self._world_size))
         meter.timed("time/learner_backward_s", start)
 
-    def _loss(self, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter, warming_up: bool) -> Tensor:
+    def _loss(self, micro: Batch, part: Part, algorithm: Algorithm, meter: Meter, warming_up: bool) -> Tensor:
         """The policy's share of a micro-batch in the step's loss, and the critic's where they share a body."""
         assert micro.loss_weights is not None
         logprobs, entropy, values = self._forward(self._engine, micro, not warming_up)
@@ -335,10 +335,10 @@ class LearnerRank:
             loss = 0.0 * weighted_sum(logprobs, micro.loss_weights)
         return loss + self._critic_config.loss_coef * self._value_loss(values, micro, part, algorithm, meter)
 
-    def _critic_loss(self, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter) -> Tensor:
+    def _critic_loss(self, micro: Batch, part: Part, algorithm: Algorithm, meter: Meter) -> Tensor:
         return self._value_loss(self._critic(micro.token_ids, micro.loss_mask), micro, part, algorithm, meter)
 
-    def _value_loss(self, values: Tensor, micro: Batch, part: Pass, algorithm: Algorithm, meter: Meter) -> Tensor:
+    def _value_loss(self, values: Tensor, micro: Batch, part: Part, algorithm: Algorithm, meter: Meter) -> Tensor:
         assert algorithm.value_loss is not None and micro.loss_weights is not None
         per_token, metrics = algorithm.value_loss(values, micro)
         loss = weighted_sum(per_token, micro.loss_weights)
@@ -382,9 +382,9 @@ class LearnerRank:
         return total.to(x.device)
 
 
-def _passes(batch: Batch, num_epochs: int, num_minibatches: int, generator: torch.Generator) -> list[Pass]:
+def _parts(batch: Batch, num_epochs: int, num_minibatches: int, generator: torch.Generator) -> list[Part]:
     parts = [part for _ in range(num_epochs) for part in minibatches(batch, num_minibatches, generator)]
-    return [Pass(part, i / len(parts), 1 / len(parts)) for i, part in enumerate(parts)]
+    return [Part(part, i / len(parts), 1 / len(parts)) for i, part in enumerate(parts)]
 
 
 def free_address() -> tuple[str, int]:
