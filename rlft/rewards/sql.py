@@ -22,7 +22,7 @@ MAX_RESULT = 20_000_000  # characters and bytes of all values together
 STEP = 50  # instructions of SQLite's machine between two looks at the limit
 _DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "writefile", "readfile", "edit", "zeroblob", "randomblob"}
 _SKIPPED = re.compile(
-    r"'[^']*+'|\"[^\"]*+\"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+|/\*(?:[^*]|\*(?!/))*+\*/|[()]|\border\s+by\b", re.IGNORECASE
+    r"'[^']*+'|\"[^\"]*+\"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+|/\*(?s:.*?)\*/|[()]|\border\s+by\b", re.IGNORECASE
 )
 
 
