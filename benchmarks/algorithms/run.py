@@ -27,6 +27,7 @@ COMMON += ["eval.every=10", "eval.samples=2", "eval.pass_k=[1]", "eval.greedy=fa
 COMMON += ["rollout.num_workers=1", "learner.num_ranks=1"]  # one core's work: two runs can share the machine
 COMMON += ["learner.num_minibatches=2"]  # the second one is off-policy, so that clips and ratios act
 CRITIC = ["critic.lr=5e-4", "critic.warmup_steps=5", "critic.num_minibatches=4", "critic.num_epochs=2"]
+ONE_STEP = ["learner.num_minibatches=1"]  # a step has at most 32 pairs, too few to share out at this learning rate
 ROWS = {
     "grpo": ["algorithm.clip_high=0.28"],
     "dr_grpo": ["algorithm.max_length=8"],
@@ -38,14 +39,14 @@ ROWS = {
     "cispo": [],
     "nft": [],
     "rft": [],
-    "dpo": [],
+    "dpo": ONE_STEP,
     "remax": [],
     "gmpo": [],
     "vapo": CRITIC,
     "clip_cov": [],
     "kl_cov": [],
     "rwr": [],
-    "ipo": [],
+    "ipo": ONE_STEP,
     "kto": [],
 }
 SEEDS = {"grpo": (0, 1, 2), "ppo": (0, 1, 2), "nft": (0, 1, 2)}
