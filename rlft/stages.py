@@ -41,7 +41,7 @@ class Stage:
 
     @property
     def right(self) -> Right:
-        """What the ledger counts. The reward of an environment's turn has no parts: with a metric the trajectory's are judged."""
+        """What the ledger counts. An environment's turn has no part but its reward: with a metric the trajectory's parts are judged."""
         metric = self.config.eval.metric
         paid = not metric and gives_turn_rewards(self.parts.make_env, self.parts.tasks[0])
         return Right(metric, self.config.eval.threshold, self.config.reward_pool.per_turn or paid)

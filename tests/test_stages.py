@@ -141,7 +141,7 @@ def test_an_environment_that_cannot_give_what_is_trained_is_told_before_a_run():
 
 
 def test_with_a_metric_the_ledger_judges_the_parts_that_there_are():
-    """An environment's turns have no parts: the trajectory's are judged, or those of the reward function's verdict on the last turn."""
+    """An environment's turn has no part of that name: the trajectory's is judged. Without a metric the turn's reward is."""
     told = TrajectoryInfo("t", "completed", 0.0, {"exact": 1.0}, 1, 2, 0, (TurnInfo("attempt", 0.0, {"env": 0.0}, 2, False),))
     for metric, right in (("exact", True), ("", False)):
         config = run_file({"steps": 1}, eval={"metric": metric}).of_stage(0)

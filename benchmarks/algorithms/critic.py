@@ -15,9 +15,12 @@ import sys
 import time
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import torch
 
+from rlft.actors.critic import explained_variance
+from rlft.algorithms.gae import gae
 from rlft.recipes.addition import tasks
 
 HERE = Path(__file__).parent
@@ -70,15 +73,11 @@ def explainable(model: Path, lam: float, samples: int = 16) -> float:
     so_far = torch.cat([torch.ones(len(said), 1), (said == answers).cumprod(1)], 1)
     ended = ((said == tokenizer.eos_token_id).cumsum(1) - (said == tokenizer.eos_token_id).int()) == 0
     values = torch.where(ended, so_far[:, :-1] * to_come, 0.0)
-    after = torch.cat([values[:, 1:], torch.zeros(len(said), 1)], 1)
     last = torch.arange(said.shape[1]) == ended.sum(1, keepdim=True) - 1
-    delta = torch.where(last, so_far[:, -1:], after) - values
-    advantages, running = torch.zeros_like(delta), torch.zeros(len(said))
-    for t in reversed(range(said.shape[1])):
-        running = torch.where(ended[:, t], delta[:, t] + lam * running, 0.0)
-        advantages[:, t] = running
-    returns = values + advantages
-    return 1 - float(advantages[ended].var() / returns[ended].var())
+    rewards, turn_ids = torch.where(last, so_far[:, -1:], 0.0), torch.where(ended, 0, -1)
+    batch = SimpleNamespace(token_ids=said, rewards=rewards, turn_ids=turn_ids, traj_ids=torch.arange(len(said)))
+    return explained_variance(gae(batch, values, lam=lam)[1], values, ended, lambda x: x)
+
 
 
 def report(results: dict[str, dict]) -> str:

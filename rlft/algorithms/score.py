@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -60,11 +60,12 @@ def score(
     defaults: Shared = {"kl_coef": 0.01, "kl": "k2"}
     if stage == 1:
         defaults["kl_turns"] = (10.0, 1.0)
-        kl_coef, kl_turns = shared.get("kl_coef", 0.01), shared.get("kl_turns", (10.0, 1.0))
+        chosen: dict[str, Any] = {**defaults, **shared}
+        kl_coef, kl_turns = chosen["kl_coef"], chosen["kl_turns"]
         expect(bool(kl_coef), "kl_coef", "more than 0 in stage 1, where the KL alone holds the first attempt", kl_coef)
         own = len(kl_turns) > 1 and kl_turns[0] > max(kl_turns[1:])
         expect(own, "kl_turns", "a factor of the first attempt in stage 1, and smaller ones of the others", kl_turns)
-        expect(shared.get("kl") != "k1", "kl", "a form that holds the first attempt: k1 in the loss has no gradient on average", "k1")
+        expect(chosen["kl"] != "k1", "kl", "a form that holds the first attempt: k1 in the loss has no gradient on average", "k1")
     expect(shared.get("kl_in", "loss") == "loss", "kl_in", "'loss': the bonus compares rewards without KL", shared.get("kl_in"))
 
     def advantages(batch: Batch, reduce: Reduce) -> Batch:

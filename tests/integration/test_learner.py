@@ -344,7 +344,7 @@ def test_while_the_critic_warms_up_the_policy_keeps_its_weights(runs):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_weight_decay_does_not_move_a_body_that_waits_for_its_critic(runs, world_size):
-    assert of_ranks(runs, world_size, "tied")[0]["held"]
+    assert of_ranks(runs, world_size, "tied")[0]["held"] == [True, False]  # the control: the warm-up over, it moves
 
 
 def test_a_critic_that_comes_back_without_its_state_warms_up_again(runs):
