@@ -13,18 +13,18 @@ from rlft.config import load
 from rlft.types import Completion, Group, Message, Task, Trajectory, Turn
 
 if TYPE_CHECKING:
-    from rlft.preference_training import dpo
-    from rlft.reward_training import train_rm
-    from rlft.runs import evaluate, sft, train
+    from rlft.runs.preferences import dpo
+    from rlft.runs.reward_model import train_rm
+    from rlft.runs.run import evaluate, sft, train
 
 __all__ = ["Completion", "Group", "Message", "Task", "Trajectory", "Turn", "dpo", "evaluate", "load", "sft", "train", "train_rm"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("evaluate", "sft", "train"):
-        return getattr(import_module("rlft.runs"), name)
+        return getattr(import_module("rlft.runs.run"), name)
     if name == "dpo":
-        return import_module("rlft.preference_training").dpo
+        return import_module("rlft.runs.preferences").dpo
     if name == "train_rm":
-        return import_module("rlft.reward_training").train_rm
+        return import_module("rlft.runs.reward_model").train_rm
     raise AttributeError(f"module 'rlft' has no attribute {name!r}")

@@ -30,7 +30,7 @@ def train(
 ) -> None:
     """Reinforcement learning."""
     config = load(run, set or ())
-    from rlft import runs  # takes seconds: a wrong run file is told before
+    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
 
     runs.train(config, address=address, overwrite=overwrite, resume=resume)
 
@@ -39,7 +39,7 @@ def train(
 def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Supervised fine-tuning with the same learner, for warm starts."""
     config = load(run, set or ())
-    from rlft import runs  # takes seconds: a wrong run file is told before
+    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
 
     runs.sft(config, address=address, overwrite=overwrite)
 
@@ -48,25 +48,25 @@ def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overw
 def dpo(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Train a policy on preference pairs."""
     config = load(run, set or ())
-    from rlft import preference_training  # takes seconds: a wrong run file is told before
+    from rlft.runs import preferences  # takes seconds: a wrong run file is told before
 
-    preference_training.dpo(config, address=address, overwrite=overwrite)
+    preferences.dpo(config, address=address, overwrite=overwrite)
 
 
 @app.command("train-rm")
 def train_rm(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Train a reward model on preference pairs."""
     config = load(run, set or ())
-    from rlft import reward_training  # takes seconds: a wrong run file is told before
+    from rlft.runs import reward_model  # takes seconds: a wrong run file is told before
 
-    reward_training.train_rm(config, address=address, overwrite=overwrite)
+    reward_model.train_rm(config, address=address, overwrite=overwrite)
 
 
 @app.command("eval")
 def evaluate(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Evaluate a model on the tasks of [eval.data]."""
     config = load(run, set or ())
-    from rlft import runs  # takes seconds: a wrong run file is told before
+    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
 
     runs.evaluate(config, address=address, overwrite=overwrite)
 
@@ -86,8 +86,8 @@ def check(
     config = load(run, set or ())
     import asyncio
 
-    from rlft.check import Plan
-    from rlft.check import check as sound
+    from rlft.runs.check import Plan
+    from rlft.runs.check import check as sound
 
     if not asyncio.run(sound(config, Plan(samples, template, gold, seed, strict, scorers))):
         raise typer.Exit(1)
@@ -107,12 +107,12 @@ def serve_reward(
     """Serve a reward over HTTP, for runs whose [reward] has http_reward."""
     import asyncio
 
-    from rlft import reward_server
+    from rlft.runs import serve_reward as server
 
     table = load(reward).reward if reward.endswith(".toml") else {reward: 1.0}
-    token = reward_server.read_token(token_env, token_file)
-    listener = reward_server.listen(host, port, token)
-    asyncio.run(reward_server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20))
+    token = server.read_token(token_env, token_file)
+    listener = server.listen(host, port, token)
+    asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20))
 
 
 @app.command()
@@ -125,7 +125,7 @@ def submit(
     command: Annotated[str, typer.Option(help="which rlft command the job runs")] = "train",
 ) -> None:
     """Run the same file as a Ray job: follow its log and exit with its status."""
-    from rlft.submit import submit_job
+    from rlft.runs.submit import submit_job
 
     raise typer.Exit(submit_job(run, address, set or (), overwrite, working_dir, command))
 
@@ -133,7 +133,7 @@ def submit(
 @app.command()
 def starter(out: Annotated[Path, typer.Option(help="folder for the model")] = Path("runs/starter"), seed: Seed = 0) -> None:
     """Make the starter policy: a small model, warm-started on noisy additions."""
-    from rlft.starter import build_starter
+    from rlft.recipes.starter import build_starter
 
     print(f"starter policy: {build_starter(out, seed)}")
 
@@ -141,8 +141,8 @@ def starter(out: Annotated[Path, typer.Option(help="folder for the model")] = Pa
 @app.command()
 def demo(seed: Seed = 0, set: Set = None) -> None:
     """Make the starter policy and train it with GRPO on additions it has never seen."""
-    from rlft import runs
-    from rlft.starter import build_starter
+    from rlft.recipes.starter import build_starter
+    from rlft.runs import run as runs
 
     model = build_starter(Path(f"runs/starter-{seed}"), seed)
     seeded = [f"model={model}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]

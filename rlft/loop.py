@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rlft.algorithms.base import Algorithm, Control
+from rlft.data.ledger import Ledger, Right
 from rlft.errors import RewardError
-from rlft.ledger import Ledger, Right
-from rlft.metrics import Stopwatch, rollout_metrics, spans
-from rlft.types import GroupRef, Setting, Task
+from rlft.report.metrics import Stopwatch, rollout_metrics, spans
+from rlft.types import GroupRef, Sampled, Setting, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
-    from rlft.actors.rollout_worker import Sampled
     from rlft.actors.rollouts import Rollouts
-    from rlft.tracking import Tracker
+    from rlft.report.tracking import Tracker
 
 
 @dataclass(frozen=True)

@@ -231,3 +231,12 @@ class Batch:
 
 
 PER_ROW = frozenset({"traj_ids", "group_ids", "policy_versions", "truncated", "baselines", "pass_rates", "pair_ids", "parts"})
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What an evaluation learns of one task: what was said and what it earned."""
+
+    task: Task
+    trajectories: tuple[TrajectoryInfo, ...]
+    said: tuple[tuple[str, ...], ...]  # in each, turn by turn

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlft.starter import make_model, make_tokenizer
+from rlft.recipes.starter import make_model, make_tokenizer
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 
-# What each room below the actors may import from the package, beside itself.
+# What each room may import from the package, beside itself. A room that stands later may import those before it only.
+NOUNS = {"types", "errors", "config", "names"}
+HELPERS = {"algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
@@ -26,23 +28,31 @@ MAY_IMPORT = {
     "config": {"types", "errors", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
-    "rewards": {"types", "errors", "names", "config", "sandbox"},
+    "rewards": NOUNS | {"sandbox"},
     "envs": {"types", "errors", "names", "sandbox"},
     "rollout": {"types", "errors", "envs"},
-    "rows": {"types"},
-    "batching": {"types", "errors", "rows"},
+    "learner": {"types", "errors", "config", "algorithms"},
+    "data": NOUNS | {"rewards", "rollout"},
+    "report": NOUNS | {"rollout", "data"},
+    "actors": NOUNS | HELPERS,
+    "testing": NOUNS | HELPERS | {"actors", "report"},
+    "loop": NOUNS | HELPERS | {"actors", "report"},
+    "runs": NOUNS | HELPERS | {"actors", "report", "loop"},
+    "recipes": NOUNS | {"runs"},
+    "cli": NOUNS | {"runs", "recipes"},
+    "__main__": {"cli"},
 }
-# From the actors up, each may import what stands before it and every room below.
-UPWARD = ["actors", "testing", "loop", "launch", "cli", "__main__"]
+NO_ROOM = "__init__"  # of the package itself
 
 ENGINES = {"ray", "vllm", "deepspeed"}
-NOT_IN_ROOM = {"sandbox": ENGINES | {"torch"}, "rewards": ENGINES | {"torch"}, "envs": ENGINES | {"torch"}, "rollout": ENGINES | {"torch"}}
+WITHOUT_TORCH = ("sandbox", "rewards", "envs", "rollout", "data", "report", "config", "types", "errors", "names")
+NOT_IN_ROOM = {room: ENGINES | {"torch"} for room in WITHOUT_TORCH}
 LEARNED = "rewards/learned/"  # rewards that are models
 ALGORITHMS_USE = sys.stdlib_module_names | {"torch", "rlft"}
-RAY_ALSO_IN = {"launch.py", "cli.py", "submit.py"}
+RAY_ALSO_IN = {"runs/start.py", "runs/submit.py", "cli.py"}
 # A grading process reads what the process that started it wrote; its own answers go back as JSON.
 UNPICKLE_FROM_PARENT = {"rewards/serve.py", "rewards/zygote.py"}
-SHIFT_STANDS_IN = "actors/policy.py"
+SHIFT_STANDS_IN = "learner/policy.py"
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -113,13 +123,7 @@ def import_directions(file: File) -> list[str]:
     for item in file.imports:
         if item.room in ("", file.room):
             continue
-        if file.room in MAY_IMPORT:
-            wrong = item.room not in MAY_IMPORT[file.room]
-        elif file.room in UPWARD:
-            wrong = item.room in UPWARD[UPWARD.index(file.room) :]
-        else:
-            wrong = item.room in ("cli", "__main__")
-        if wrong:
+        if file.room != NO_ROOM and item.room not in MAY_IMPORT[file.room]:
             problems.append(f"line {item.line}: {file.room} must not import {item.module}")
     return problems
 
@@ -299,28 +303,31 @@ LONG_FUNCTION = "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES
 
 BAD = [
     (import_directions, "types.py", "import rlft.errors"),
-    (import_directions, "config.py", "from rlft.batching import collate"),
-    (import_directions, "algorithms/kl.py", "from rlft.batching import collate"),
+    (import_directions, "config.py", "from rlft.learner.batching import collate"),
+    (import_directions, "algorithms/kl.py", "from rlft.learner.batching import collate"),
     (import_directions, "rewards/math.py", "from rlft.envs.base import Env"),
     (import_directions, "envs/base.py", "def f():\n    from rlft import rollout"),
     (import_directions, "rollout/program.py", "from rlft.actors.engine import Engine"),
-    (import_directions, "batching.py", "if TYPE_CHECKING:\n    from rlft.algorithms.base import Algorithm"),
+    (import_directions, "learner/batching.py", "if TYPE_CHECKING:\n    from rlft.actors.engine import Engine"),
     (import_directions, "actors/learner.py", "from rlft.loop import train"),
-    (import_directions, "loop.py", "import rlft.launch"),
-    (import_directions, "metrics.py", "from rlft.cli import app"),
-    (import_directions, "rewards/math.py", "from rlft.launch import start"),
+    (import_directions, "loop.py", "import rlft.runs.start"),
+    (import_directions, "report/metrics.py", "from rlft.cli import app"),
+    (import_directions, "rewards/math.py", "from rlft.runs.start import start"),
+    (import_directions, "data/stream.py", "from rlft.report.metrics import spans"),
+    (import_directions, "report/plots.py", "from rlft.runs.run import train"),
+    (import_directions, "runs/run.py", "from rlft.cli import app"),
     (packages_stay_in_their_rooms, "algorithms/kl.py", "import numpy as np"),
     (packages_stay_in_their_rooms, "rewards/math.py", "def f():\n    import torch"),
     (packages_stay_in_their_rooms, "envs/base.py", "from ray import remote"),
     (packages_stay_in_their_rooms, "rollout/program.py", "from torch import Tensor"),
     (packages_stay_in_their_rooms, "loop.py", "def f():\n    import ray"),
-    (packages_stay_in_their_rooms, "launch.py", "def f():\n    from vllm import LLM"),
+    (packages_stay_in_their_rooms, "runs/start.py", "def f():\n    from vllm import LLM"),
     (engines_load_when_used, "actors/engine.py", "from vllm import LLM"),
     (engines_load_when_used, "actors/engine.py", "class Engine:\n    import vllm"),
-    (engines_load_when_used, "launch.py", "try:\n    import ray\nfinally:\n    pass"),
+    (engines_load_when_used, "runs/start.py", "try:\n    import ray\nfinally:\n    pass"),
     (shift_happens_once, "actors/learner.py", "y = x[:, 1:]"),
     (shift_happens_once, "algorithms/kl.py", "y = x[:, : -1]"),
-    (shift_happens_once, "batching.py", "y = x[..., 1:, :]"),
+    (shift_happens_once, "learner/batching.py", "y = x[..., 1:, :]"),
     (sizes, "loop.py", LONG_FILE),
     (sizes, "loop.py", LONG_FUNCTION),
     (sizes, "loop.py", "class A:\n    async " + LONG_FUNCTION.replace("\n", "\n    ")),
@@ -345,14 +352,14 @@ BAD = [
 GOOD = [
     (import_directions, "config.py", "from rlft.errors import ConfigError\nfrom rlft import types"),
     (import_directions, "rollout/program.py", "from rlft.envs.base import Env\nfrom rlft.rollout.renderer import Renderer"),
-    (import_directions, "launch.py", "from rlft.loop import train\nfrom rlft.actors.learner import Learner\nfrom rlft.data import tasks"),
+    (import_directions, "runs/start.py", "from rlft.loop import train\nfrom rlft.data.sources import tasks"),
     (packages_stay_in_their_rooms, "algorithms/kl.py", "import math\nimport torch"),
     (packages_stay_in_their_rooms, "types.py", "if TYPE_CHECKING:\n    from torch import Tensor"),
     (packages_stay_in_their_rooms, "cli.py", "def f():\n    from ray.job_submission import JobSubmissionClient"),
     (engines_load_when_used, "actors/engine.py", "class Engine:\n    def __init__(self):\n        from vllm import LLM"),
     (engines_load_when_used, "actors/engine.py", "if TYPE_CHECKING:\n    from vllm import SamplingParams"),
-    (shift_happens_once, "actors/policy.py", "y = x[:, 1:]"),
-    (shift_happens_once, "batching.py", "y, z, w = x[:, :width], x[1:], x[:, -1]"),
+    (shift_happens_once, "learner/policy.py", "y = x[:, 1:]"),
+    (shift_happens_once, "learner/batching.py", "y, z, w = x[:, :width], x[1:], x[:, -1]"),
     (sizes, "loop.py", LONG_FILE.removesuffix("x = 1\n")),
     (sizes, "loop.py", LONG_FUNCTION.removesuffix("    x = 1\n")),
     (calls_that_are_not_used_here, "a.py", "subprocess.run(command, shell=False)\nsafetensors.torch.load_file(path)\njson.loads(text)"),
@@ -374,9 +381,10 @@ def test_each_check_lets_a_good_source_pass(check, path, text):
 
 
 def test_the_cycle_check_catches_a_circle_of_two_helpers():
-    circle = [File("data.py", "from rlft.metrics import count"), File("metrics.py", "def f():\n    import rlft.data")]
+    inner = "def f():\n    import rlft.data.sources"
+    circle = [File("data/sources.py", "from rlft.report.metrics import count"), File("report/metrics.py", inner)]
     assert len(rooms_form_no_cycle(circle)) == 1
 
 
 def test_the_check_of_loaded_packages_sees_torch_where_it_is_loaded():
-    assert "torch" in loaded_by("rlft.batching")
+    assert "torch" in loaded_by("rlft.learner.batching")

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import pytest
 
 import rlft
-from rlft import cli, runs
+from rlft import cli
 from rlft.algorithms.grpo import grpo
 from rlft.errors import ConfigError, DataError
+from rlft.runs import run as runs
 from rlft.types import Task
 
 
@@ -244,6 +245,6 @@ def test_an_error_waits_for_no_library_that_it_does_not_need(write_run, override
 
 
 def test_making_a_model_prints_nothing(tmp_path):
-    code = f"from rlft.starter import make_model; make_model({str(tmp_path / 'm')!r}, layers=1, width=32)"
+    code = f"from rlft.recipes.starter import make_model; make_model({str(tmp_path / 'm')!r}, layers=1, width=32)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -22,21 +22,22 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from rlft import Completion, Task, Trajectory, Turn, preference_report
+from rlft import Completion, Task, Trajectory, Turn
 from rlft.actors.weight_transfer import choose_transfer
-from rlft.attempts import attempt_metrics
 from rlft.cli import app
 from rlft.config import RunConfig, load, validate
-from rlft.data import load_tasks
-from rlft.evaluation import summarize
-from rlft.launch import make_algorithm, make_env_fn
-from rlft.metrics import rollout_metrics
+from rlft.data.sources import load_tasks
 from rlft.names import import_object
 from rlft.recipes.addition import addition
+from rlft.recipes.starter import make_model
+from rlft.report import preferences as preference_report
+from rlft.report.attempts import attempt_metrics
+from rlft.report.evaluation import summarize
+from rlft.report.metrics import rollout_metrics
 from rlft.rewards.compose import BUILTIN as REWARDS
 from rlft.rewards.compose import compose
 from rlft.rollout.program import run_episode
-from rlft.starter import make_model
+from rlft.runs.start import make_algorithm, make_env_fn
 from rlft.testing.checks import check_algorithm
 from rlft.testing.fakes import CharRenderer
 from rlft.types import GroupRef, TrajectoryInfo, TurnInfo

@@ -7,9 +7,9 @@ import pytest
 from rlft.algorithms.base import Control
 from rlft.algorithms.grpo import dr_grpo, grpo
 from rlft.algorithms.reinforce import reinforce
+from rlft.data.ledger import Ledger, Record, Right
 from rlft.envs.single_turn import SingleTurn
 from rlft.errors import RewardError
-from rlft.ledger import Ledger, Record, Right
 from rlft.loop import Plan, Progress, check_failures, following, train
 from rlft.testing.fakes import FakeLearner, FakeRollouts, TinyLM
 from rlft.types import GroupRef, Task, TrajectoryInfo

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 
 import torch
 
-from rlft.actors.critic import explained_variance
 from rlft.algorithms.gae import gae
+from rlft.learner.critic import explained_variance
 from rlft.recipes.addition import tasks
 
 HERE = Path(__file__).parent

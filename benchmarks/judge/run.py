@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlft
 from rlft.recipes.judging import agreement, named, tasks
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 HERE = Path(__file__).parent
 WAYS = {

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlft
-from rlft.preference_report import wilson
 from rlft.recipes.addition import tasks
+from rlft.recipes.starter import build_starter
+from rlft.report.preferences import wilson
 from rlft.rewards.learned.reward_model import RewardModel
-from rlft.starter import build_starter
 
 HERE = Path(__file__).parent
 WORK = Path("runs/benchmark_reward_model")

@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 import rlft
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

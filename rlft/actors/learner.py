@@ -9,7 +9,7 @@ from typing import Any
 from rlft.actors.deadline import within
 from rlft.actors.weight_transfer import Transfer
 from rlft.algorithms.base import Algorithm
-from rlft.batching import assign
+from rlft.learner.batching import assign
 from rlft.types import GroupRef, Setting
 
 Probe = Sequence[Sequence[int]]

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 
 from rlft.actors.buckets import pack
-from rlft.actors.critic import explained_variance, load_critic
-from rlft.actors.meter import Meter
-from rlft.actors.policy import adapters_off, buckets, exports, load_policy, save_model
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.corrections import mismatch
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import collate, empty_batch, micro_batches, minibatches
 from rlft.config import CriticConfig, LearnerConfig
 from rlft.errors import ConfigError, NonFiniteError
-from rlft.rows import Row, RowBlock, unpack_rows
-from rlft.schedule import lr_factor
+from rlft.learner.batching import collate, empty_batch, micro_batches, minibatches
+from rlft.learner.critic import explained_variance, load_critic
+from rlft.learner.meter import Meter
+from rlft.learner.policy import adapters_off, buckets, exports, load_policy, save_model
+from rlft.learner.rows import Row, RowBlock, unpack_rows
+from rlft.learner.schedule import lr_factor
 from rlft.types import Batch, Setting, Source, Unit
 
 PAD_ID = 0  # any id does: padding is known by its source, and right padding is never attended to

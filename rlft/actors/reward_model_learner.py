@@ -13,8 +13,8 @@ import numpy as np
 
 from rlft.actors.deadline import within
 from rlft.actors.reward_model_rank import PairLoss
-from rlft.batching import assign
-from rlft.preferences import EncodedPair
+from rlft.data.preferences import EncodedPair
+from rlft.learner.batching import assign
 
 
 class RewardModelLearner:

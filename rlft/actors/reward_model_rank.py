@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from rlft.actors.learner_rank import PAD_ID
-from rlft.actors.meter import Meter
-from rlft.actors.policy import buckets, exports, save_model
 from rlft.actors.score_model import load_score_model
 from rlft.config import LearnerConfig
+from rlft.data.preferences import EncodedPair
 from rlft.errors import NonFiniteError
-from rlft.preferences import EncodedPair
-from rlft.schedule import lr_factor
+from rlft.learner.meter import Meter
+from rlft.learner.policy import buckets, exports, save_model
+from rlft.learner.schedule import lr_factor
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores of chosen and rejected, margins -> loss, [P] each
 BUCKET_BYTES = 1 << 28

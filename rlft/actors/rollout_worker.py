@@ -20,12 +20,12 @@ from rlft.actors.store import write_groups
 from rlft.config import RunConfig, SamplingConfig
 from rlft.envs.base import EnvFn
 from rlft.errors import DataError
+from rlft.learner.rows import Row, demonstration_row, pack_rows, to_rows
 from rlft.rewards.learned.calls import Reply
 from rlft.rollout.grading import prefixes, with_verdicts
 from rlft.rollout.program import run_group
 from rlft.rollout.renderer import Renderer, load_renderer
-from rlft.rows import Row, demonstration_row, pack_rows, to_rows
-from rlft.types import Completion, Group, GroupRef, Message, Source, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
+from rlft.types import Completion, Group, GroupRef, Message, Sampled, Source, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
 
 Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
 Played = TypeVar("Played")
@@ -56,15 +56,6 @@ class Collected:
 
     groups: tuple[GroupRef, ...]
     seconds: Mapping[str, float]  # rollout: until the last completion; reward: from there until graded; store
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What an evaluation learns of one task: what was said and what it earned."""
-
-    task: Task
-    trajectories: tuple[TrajectoryInfo, ...]
-    said: tuple[tuple[str, ...], ...]  # in each, turn by turn
 
 
 class RolloutWorker:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rlft.actors.deadline import within
-from rlft.actors.rollout_worker import Collected, Sampled
+from rlft.actors.rollout_worker import Collected
 from rlft.config import RunConfig, SamplingConfig
 from rlft.errors import PublishError
-from rlft.types import Group, GroupRef, Task
+from rlft.types import Group, GroupRef, Sampled, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner

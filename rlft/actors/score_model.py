@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlft.actors.policy import add_adapters, load_pretrained
+from rlft.learner.policy import add_adapters, load_pretrained
 
 HEAD = "score"  # what transformers calls the head of its decoders' sequence classifiers
 

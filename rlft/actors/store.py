@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlft.learner.rows import Row, to_rows
 from rlft.rollout.renderer import Renderer
-from rlft.rows import Row, to_rows
 from rlft.types import Group, Source, Trajectory
 
 

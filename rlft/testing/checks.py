@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlft.algorithms.base import Algorithm, Reduce
 from rlft.algorithms.masking import loss_weights, trajectory_mean, weighted_sum
-from rlft.batching import units
+from rlft.learner.batching import units
 from rlft.types import PER_ROW, Batch, Source
 
 Share = TypeVar("Share")

@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlft.actors.rollout_worker import Sampled, describe
+from rlft.actors.rollout_worker import describe
 from rlft.actors.rollouts import StepGroups
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import collate, micro_batches
 from rlft.config import SamplingConfig
 from rlft.envs.base import EnvFn, ToolSpec
+from rlft.learner.batching import collate, micro_batches
+from rlft.learner.rows import to_rows
 from rlft.rollout.program import run_group
-from rlft.rows import to_rows
-from rlft.types import Batch, Completion, Group, GroupRef, Message, Setting, Task
+from rlft.types import Batch, Completion, Group, GroupRef, Message, Sampled, Setting, Task
 
 Grade = Callable[[list[Group]], Awaitable[list[Group]]]
 VOCABULARY = 128

@@ -7,8 +7,8 @@ import pytest
 
 from rlft.actors.rollout_worker import describe, describe_turns, group_rows, with_baselines
 from rlft.errors import DataError
+from rlft.recipes.starter import make_tokenizer
 from rlft.rollout.renderer import Renderer
-from rlft.starter import make_tokenizer
 from rlft.types import Completion, Group, Source, Task, Trajectory, Turn
 
 TASK = Task("t", ({"role": "user", "content": "6*7="},), 42)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlft.algorithms.gae import gae
-from rlft.batching import collate, empty_batch
-from rlft.rows import to_rows
+from rlft.learner.batching import collate, empty_batch
+from rlft.learner.rows import to_rows
 from rlft.types import Completion, Source, Task, Trajectory, Turn
 
 E, S, H = Source.ENVIRONMENT, Source.POLICY, Source.HINT

@@ -9,9 +9,9 @@ import torch
 
 from rlft.algorithms.gigpo import gigpo
 from rlft.algorithms.grpo import grpo
-from rlft.batching import collate
 from rlft.errors import ConfigError
-from rlft.rows import to_rows
+from rlft.learner.batching import collate
+from rlft.learner.rows import to_rows
 from rlft.testing.checks import check_algorithm, example_batch
 from rlft.types import Completion, Source, Task, Trajectory, Turn
 

@@ -8,8 +8,8 @@ import torch
 
 from rlft.algorithms.kto import kto
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import micro_batches
 from rlft.errors import ConfigError
+from rlft.learner.batching import micro_batches
 from rlft.testing.checks import check_algorithm, example_batch, on_ranks
 
 OPTIONS = [{}, {"threshold": 0.0, "beta": 0.4}, {"threshold": -0.5, "desirable": 1.5, "undesirable": 0.5}]

@@ -8,7 +8,7 @@ import torch
 
 from rlft.algorithms.dpo import dpo, ipo, spin
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.batching import micro_batches, minibatches
+from rlft.learner.batching import micro_batches, minibatches
 from rlft.testing.checks import check_algorithm, example_batch, on_ranks
 
 OPTIONS = [

@@ -10,9 +10,9 @@ import torch
 from rlft.algorithms.advantages import leave_one_out, outcome
 from rlft.algorithms.score import score
 from rlft.algorithms.turns import compare, on_turns, rewards_to_go, same_turn, turns_of
-from rlft.batching import collate
 from rlft.errors import ConfigError
-from rlft.rows import to_rows
+from rlft.learner.batching import collate
+from rlft.learner.rows import to_rows
 from rlft.testing.checks import check_algorithm, example_batch
 from rlft.types import Completion, Source, Task, Trajectory, Turn
 

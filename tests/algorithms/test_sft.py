@@ -6,8 +6,8 @@ import torch
 
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.algorithms.sft import sft
-from rlft.batching import collate
-from rlft.rows import demonstration_row
+from rlft.learner.batching import collate
+from rlft.learner.rows import demonstration_row
 from rlft.testing.checks import check_algorithm, example_batch
 
 

@@ -8,8 +8,8 @@ import torch
 
 from rlft.algorithms.advantages import group_centered, group_normalized, leave_one_out
 from rlft.algorithms.turns import Turns, compare, in_force, on_turns, rewards_to_go, same_state, same_turn, turns_of
-from rlft.batching import collate, empty_batch
-from rlft.rows import to_rows
+from rlft.learner.batching import collate, empty_batch
+from rlft.learner.rows import to_rows
 from rlft.types import Completion, Source, Task, Trajectory, Turn
 
 P, E, S, H = Source.PROMPT, Source.ENVIRONMENT, Source.POLICY, Source.HINT

@@ -7,7 +7,7 @@ import torch
 
 import rlft
 from rlft.config import validate
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 NUM_GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]

@@ -13,10 +13,10 @@ import torch
 from rlft.actors.learner_rank import LearnerRank
 from rlft.algorithms.grpo import grpo
 from rlft.algorithms.ppo import ppo
-from rlft.batching import collate, micro_batches
 from rlft.config import CriticConfig, LearnerConfig
 from rlft.errors import NonFiniteError
-from rlft.rows import Row, RowBlock, pack_rows
+from rlft.learner.batching import collate, micro_batches
+from rlft.learner.rows import Row, RowBlock, pack_rows
 from rlft.types import Setting, Source
 
 BUDGETS = (32, 96, 4096)  # padded tokens: about one row each, a few, all at once

@@ -12,8 +12,8 @@ import torch
 from rlft.actors.reward_model_rank import RewardModelRank, pair_batches
 from rlft.algorithms.preference import bradley_terry
 from rlft.config import LearnerConfig
+from rlft.data.preferences import EncodedPair
 from rlft.errors import NonFiniteError
-from rlft.preferences import EncodedPair
 
 BUDGETS = (64, 4096)  # padded tokens: about a pair each, all at once
 GRADIENT = {"lr": 1e-30, "betas": [0.0, 0.999], "grad_clip": 1e9}  # Adam's first moment is the gradient, and no weight moves

@@ -8,7 +8,7 @@ import pytest
 
 import rlft
 from rlft.config import validate
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 ENDS = list("abcdefghijklmnopqrstuvwxyz0123456789")  # an untrained model seldom says its end: any of these is one
 

@@ -14,8 +14,8 @@ from rlft.actors.rollout_worker import Collected
 from rlft.actors.rollouts import Probe, Rollouts
 from rlft.algorithms.grpo import grpo
 from rlft.config import validate
+from rlft.learner.rows import RowBlock
 from rlft.loop import Plan, Progress, train
-from rlft.rows import RowBlock
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

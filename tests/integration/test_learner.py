@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from rlft.actors.buckets import unpack
-from rlft.rows import pack_rows
+from rlft.learner.rows import pack_rows
 from rlft.types import Setting, Source
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlft
 from rlft.config import validate
 from rlft.errors import RewardError
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 from rlft.types import Source
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]

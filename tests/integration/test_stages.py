@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import rlft
 from rlft.config import validate
 from rlft.errors import ConfigError, RewardError
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlft.starter import make_model
+from rlft.recipes.starter import make_model
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 

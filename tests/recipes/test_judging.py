@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 
 from rlft.config import load
-from rlft.data import load_tasks
+from rlft.data.sources import load_tasks
 from rlft.errors import RewardError
-from rlft.launch import make_algorithm
 from rlft.recipes.judging import NEAR, PLACES, agreement, demonstrations, miscopied, named, order_consistency, splits, tasks
 from rlft.rewards.compose import compose
 from rlft.rewards.grader import spoken
+from rlft.runs.start import make_algorithm
 from rlft.types import Group, Task
 
 

@@ -5,11 +5,11 @@ from statistics import fmean
 import pytest
 
 from rlft.config import load
-from rlft.data import load_tasks
+from rlft.data.sources import load_tasks
 from rlft.envs import BUILTIN as ENVIRONMENTS
-from rlft.launch import make_algorithm
 from rlft.names import bind
 from rlft.recipes.parity import AGAIN, NUM_DIGITS, demonstrations, parity, splits, tasks, wrong_at
+from rlft.runs.start import make_algorithm
 
 
 def test_the_answer_is_the_parity_of_the_sum_then_of_every_sum_on_the_way():

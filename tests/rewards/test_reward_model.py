@@ -10,10 +10,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from rlft.actors.reward import RewardWorker
 from rlft.errors import ConfigError, RewardError
+from rlft.recipes.starter import make_tokenizer
 from rlft.rewards.grader import Scorer, spoken
 from rlft.rewards.learned.batcher import Batcher, Sequenced, batches
 from rlft.rewards.learned.reward_model import RewardModel
-from rlft.starter import make_tokenizer
 from rlft.types import Group, Task
 
 

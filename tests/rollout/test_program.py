@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rlft.batching import collate
 from rlft.envs.base import Step
 from rlft.envs.single_turn import SingleTurn
+from rlft.learner.batching import collate
+from rlft.learner.rows import to_rows
 from rlft.rollout.program import run_episode, run_group
 from rlft.rollout.renderer import Renderer
-from rlft.rows import to_rows
 from rlft.types import Completion, Source, Task
 
 TASK = Task("t", ({"role": "user", "content": "Go?"},))

@@ -1,0 +1,128 @@
+"""Training a policy on preference pairs that lie in a file: what `rlft dpo` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from rlft import algorithms
+from rlft.algorithms.base import Algorithm
+from rlft.config import DataConfig, RunConfig, check_model
+from rlft.data.preferences import PairStream, Preference, TokenPair, load_preferences, tokenize_pairs
+from rlft.data.sources import BadRow
+from rlft.errors import ConfigError, DataError
+from rlft.learner.batching import assign
+from rlft.learner.rows import Row, demonstration_row, pack_rows
+from rlft.loop import learn
+from rlft.report import summary
+from rlft.report.tracking import RunFolder, Tracker
+from rlft.rewards.learned.models import Source, load_config, load_encoder
+from rlft.rollout.renderer import load_renderer
+from rlft.runs.start import make_algorithm, put, ray_session, start_learner
+from rlft.types import GroupRef
+
+METHODS = ("dpo", "ipo", "kto")
+SECTIONS = ("env", "reward", "reward_pool", "rollout", "critic", "eval", "guards", "stages")
+DATA_KEYS = ("source", "split", "prompt", "id", "system", "limit", "shuffle", "options")
+PAIRING = ("pairs", "threshold", "min_gap")
+OFFERED = frozenset({"old_logprobs", "ref_logprobs"})
+
+
+def dpo(
+    config: RunConfig, *, pairs: Sequence[Preference] | None = None, address: str | None = None, overwrite: bool = False
+) -> dict[str, Any]:
+    """Train a policy on preference pairs to the end of the run and return the summary that lies in its folder.
+
+    `[algorithm]` names dpo, ipo, kto or one of your own. A pair is a group of two trajectories, whose chosen one earned
+    1, or its margin where the pairs have margins, and the other 0. The reference is the initial model.
+
+    Args:
+        config: a run file, from `rlft.load`; `tasks_per_step` counts pairs.
+        pairs: preferences to use instead of what the run file names.
+        address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
+        overwrite: replace the folder of an earlier run.
+
+    Raises:
+        ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
+    """
+    algorithm = _algorithm(config)
+    check_model(config.model)
+    tokens, bad_rows = _load(config, pairs)
+    folder = RunFolder.create(config.run_dir, config, overwrite)
+    with Tracker(folder, config) as tracker:
+        tracker.quarantine(bad_rows)
+        with ray_session(config, address, rollouts=False):
+            return asyncio.run(_train(config, algorithm, tokens, folder, tracker))
+
+
+async def _train(
+    config: RunConfig, algorithm: Algorithm, pairs: Sequence[TokenPair], folder: RunFolder, tracker: Tracker
+) -> dict[str, Any]:
+    learner = start_learner(config, algorithm, None, folder.path.resolve())
+    stream = PairStream(pairs, config.seed, config.data.shuffle)
+
+    async def after_step(step: int) -> None:
+        if step == config.steps or (config.tracking.save_every and step % config.tracking.save_every == 0):
+            target = folder.checkpoints.resolve() / f"step-{step:06d}"
+            await learner.save(target)
+            (target / "progress.json").write_text(json.dumps({"step": step, "position": stream.position}))
+
+    await learn(_batches(stream, config), learner, algorithm, tracker, config.steps, after_step)
+    tracker.finish(summary.summarize_run(folder, config.steps))
+    summary.show_run(tracker.console, folder, {})
+    return summary.read_summary(folder)
+
+
+def _batches(stream: PairStream[TokenPair], config: RunConfig) -> Iterator[list[GroupRef]]:
+    """Endless batches of `tasks_per_step` pairs, one payload per learner rank."""
+    while True:
+        groups = [pair_rows(pair, f"pair {number}") for number, pair in enumerate(islice(stream, config.tasks_per_step))]
+        shares = assign([sum(map(len, rows)) for rows in groups], config.learner.num_ranks)
+        payloads = [[row for i in share for row in groups[i]] for share in shares]
+        yield [GroupRef(f"share {n}", (), put(pack_rows(rows)), sum(map(len, rows))) for n, rows in enumerate(payloads) if rows]
+
+
+def pair_rows(pair: TokenPair, group_id: str) -> list[Row]:
+    """A pair as a group of two trajectories, the chosen one first and `gap` ahead in reward."""
+    sides = ((pair.chosen_ids, pair.gap), (pair.rejected_ids, 0.0))
+    return [demonstration_row(pair.prompt_ids, ids, group_id, traj, reward) for traj, (ids, reward) in enumerate(sides)]
+
+
+def _load(config: RunConfig, pairs: Sequence[Preference] | None) -> tuple[list[TokenPair], list[BadRow]]:
+    renderer, source = load_renderer(config.model, config.chat_template), Source(config.model)
+    max_length = load_encoder(source, load_config(source)).max_length
+    try:
+        loaded, bad = (pairs, ()) if pairs is not None else load_preferences(config.data, config.preferences)
+        if not loaded:
+            raise DataError("an empty list of pairs; give at least one")
+        margins = bool(config.preferences.margin) or any(pair.margin for pair in loaded)
+        if margins and not config.algorithm.get("margin_coef"):
+            raise ConfigError("algorithm.margin_coef: missing; the pairs have margins, which count by it: set it, or leave the margins out")
+        tokens, unfit = tokenize_pairs(loaded, renderer, max_length, margins)
+    except DataError as error:
+        raise DataError(f"[data] {error}") from error
+    return tokens, [*bad, *unfit]
+
+
+def _algorithm(config: RunConfig) -> Algorithm:
+    """The algorithm of the run file, if it can learn from given pairs; refuses what does not apply to such a run."""
+    defaults = RunConfig(model=config.model)
+    for section in SECTIONS:
+        if getattr(config, section) != getattr(defaults, section):
+            raise ConfigError(f"[{section}] does not apply to training on given pairs; remove it, or use `rlft train`")
+    for key in DataConfig.model_fields:
+        if key not in DATA_KEYS and getattr(config.data, key) != getattr(defaults.data, key):
+            raise ConfigError(f"data.{key} does not apply to preference pairs; name their fields in [preferences]")
+    name = config.algorithm.get("name")
+    if name in algorithms.BUILTIN and name not in METHODS:
+        raise ConfigError(f"algorithm.name: expected one of {', '.join(METHODS)}, or 'module:attribute', got {name!r}")
+    for option in PAIRING:
+        if name in METHODS and option in config.algorithm:
+            raise ConfigError(f"algorithm.{option} does not apply to given pairs; remove it")
+    made = make_algorithm(config, None)
+    if missing := made.needs - OFFERED:
+        raise ConfigError(f"algorithm {name!r} needs {', '.join(sorted(missing))}, which given pairs do not have; use `rlft train`")
+    return made

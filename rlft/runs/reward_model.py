@@ -1,0 +1,158 @@
+"""Training a reward model on preference pairs: what `rlft train-rm` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+
+from rlft.actors.reward_model_learner import RewardModelLearner
+from rlft.actors.reward_model_rank import RewardModelRank
+from rlft.algorithms.preference import bradley_terry
+from rlft.config import DataConfig, RunConfig, check_model
+from rlft.data.preferences import EncodedPair, PairStream, Preference, encode_pairs, load_preferences
+from rlft.data.sources import BadRow
+from rlft.errors import ConfigError, DataError
+from rlft.loop import learn
+from rlft.report import preferences as preference_report
+from rlft.report import summary
+from rlft.report.preferences import PreferenceReport
+from rlft.report.tracking import RunFolder, Tracker
+from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
+from rlft.runs.start import ray_session, start_ranks
+
+SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout", "critic", "stages")
+LEARNER_KEYS = ("logprob_chunk", "num_minibatches", "num_epochs")
+EVAL_KEYS = ("data", "every")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Held-out pairs, and what was found on them by step."""
+
+    pairs: Sequence[EncodedPair]
+    lengths: np.ndarray  # [P, 2]
+    reports: dict[int, PreferenceReport]
+
+
+def train_rm(
+    config: RunConfig,
+    *,
+    pairs: Sequence[Preference] | None = None,
+    eval_pairs: Sequence[Preference] | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a reward model to its end and return the summary that lies in the run folder.
+
+    Loss -log sigmoid(chosen - rejected - margin). The checkpoint loads with AutoModelForSequenceClassification; logit 0 is the score.
+
+    Args:
+        config: a run file, from `rlft.load`; `tasks_per_step` counts pairs.
+        pairs, eval_pairs: preferences to use instead of what the run file names.
+        address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
+        overwrite: replace the folder of an earlier run.
+
+    Raises:
+        ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
+    """
+    _check_applies(config)
+    check_model(config.model)
+    source = Source(config.model, chat_template=config.chat_template)
+    encoder = load_encoder(source, load_config(source))
+    train, bad = _load("data", config.data, config, pairs, encoder)
+    held: list[EncodedPair] = []
+    if config.eval.data.source or eval_pairs is not None:
+        held, bad_held = _load("eval.data", config.eval.data, config, eval_pairs, encoder)
+        bad += bad_held
+    folder = RunFolder.create(config.run_dir, config, overwrite)
+    with Tracker(folder, config) as tracker:
+        tracker.quarantine(bad)
+        with ray_session(config, address, rollouts=False):
+            lengths = np.array([pair.answer_tokens for pair in held]).reshape(-1, 2)
+            return asyncio.run(_train(config, train, _Held(held, lengths, {}), source.chat_template, folder, tracker))
+
+
+async def _train(
+    config: RunConfig, pairs: Sequence[EncodedPair], held: _Held, chat_template: str, folder: RunFolder, tracker: Tracker
+) -> dict[str, Any]:
+    learner = RewardModelLearner(start_ranks(config, RewardModelRank, chat_template=chat_template), config.learner.timeout_s)
+    await learner.ready()
+    stream = PairStream(pairs, config.seed, config.data.shuffle)
+    scores = np.zeros((0, 2))
+
+    async def measure(step: int) -> None:
+        nonlocal scores
+        if held.pairs:
+            scores = await learner.score(held.pairs)
+            held.reports[step] = preference_report.report(scores, held.lengths)
+            tracker.evaluation(step, held.reports[step].figures())
+
+    async def after_step(step: int) -> None:
+        last = step == config.steps
+        if last or (config.eval.every and step % config.eval.every == 0):
+            await measure(step)
+        if last or (config.tracking.save_every and step % config.tracking.save_every == 0):
+            target = folder.checkpoints.resolve() / f"step-{step:06d}"
+            await learner.save(target)
+            (target / "progress.json").write_text(json.dumps({"step": step, "position": stream.position}))
+
+    await measure(0)
+    # The loop hands batches and the loss on to the learner without looking at them.
+    await learn(cast(Any, _batches(stream, config)), cast(Any, learner), cast(Any, bradley_terry), tracker, config.steps, after_step)
+    tracker.finish(summary.summarize_run(folder, config.steps) | _summary(held.reports, config.steps))
+    summary.show_run(tracker.console, folder, {})
+    if held.pairs:
+        last = held.reports[config.steps]
+        preference_report.show(tracker.console, last)
+        preference_report.draw(last, scores, held.lengths, folder.plots / "preferences.png")
+    return summary.read_summary(folder)
+
+
+def _batches(stream: PairStream, config: RunConfig) -> Iterator[list[EncodedPair]]:
+    while True:
+        yield list(islice(stream, config.tasks_per_step))
+
+
+def _summary(reports: Mapping[int, PreferenceReport], steps: int) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for name, step in (("start", 0), ("end", steps)):
+        if step in reports:
+            figures = reports[step].figures()
+            summary[f"eval_{name}"] = figures.pop("mean")
+            summary |= {f"eval_{name}_{key}": value for key, value in figures.items()}
+    if steps in reports:
+        summary["reliability"] = [asdict(b) for b in reports[steps].bins]
+    return summary
+
+
+def _load(
+    where: str, data: DataConfig, config: RunConfig, pairs: Sequence[Preference] | None, encoder: Encoder
+) -> tuple[list[EncodedPair], list[BadRow]]:
+    try:
+        loaded, bad = (pairs, ()) if pairs is not None else load_preferences(data, config.preferences)
+        if not loaded:
+            raise DataError("an empty list of pairs; give at least one")
+        encoded, too_long = encode_pairs(loaded, encoder)
+    except DataError as error:
+        raise DataError(f"[{where}] {error}") from error
+    return encoded, [*bad, *too_long]
+
+
+def _check_applies(config: RunConfig) -> None:
+    defaults = RunConfig(model=config.model)
+    for section in SECTIONS:
+        if getattr(config, section) != getattr(defaults, section):
+            raise ConfigError(f"[{section}] does not apply to training a reward model; remove it")
+    refused = [("learner", key) for key in LEARNER_KEYS] + [("eval", key) for key in type(config.eval).model_fields if key not in EVAL_KEYS]
+    for section, key in refused:
+        if getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key):
+            raise ConfigError(f"{section}.{key} does not apply to training a reward model; remove it")
+    for where, data in (("data", config.data), ("eval.data", config.eval.data)):
+        if data.answer != defaults.data.answer:
+            raise ConfigError(f"{where}.answer does not apply to preference pairs; name their fields in [preferences]")

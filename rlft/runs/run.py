@@ -1,0 +1,178 @@
+"""The three kinds of run: train, supervised fine-tuning, evaluate. What `import rlft` offers and the command line calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rlft.actors.learner import Learner
+from rlft.algorithms.base import Algorithm
+from rlft.algorithms.sft import sft as sft_algorithm
+from rlft.config import RunConfig, check_model
+from rlft.data.stream import TaskStream
+from rlft.errors import ConfigError, DataError
+from rlft.learner.batching import assign
+from rlft.learner.rows import Row, demonstration_row, pack_rows
+from rlft.loop import learn
+from rlft.report import summary
+from rlft.report.tracking import RunFolder, Tracker
+from rlft.rollout.renderer import Renderer, load_renderer
+from rlft.runs.checkpoints import Saved, last
+from rlft.runs.evaluation import evaluate_policy
+from rlft.runs.parts import Parts, load_source, prepare
+from rlft.runs.stages import Stage, is_over, prepare_stages, run_stages
+from rlft.runs.start import judge_models, put, ray_session, start_learner, start_rollouts
+from rlft.types import GroupRef, Task
+
+
+def train(
+    config: RunConfig,
+    *,
+    reward: Any = None,
+    env: Callable[[Task], Any] | None = None,
+    algorithm: Algorithm | None = None,
+    tasks: Sequence[Task] | None = None,
+    eval_tasks: Sequence[Task] | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run reinforcement learning to its end and return the summary that lies in the run folder.
+
+    Args:
+        config: a run file, from `rlft.load`.
+        reward, env, algorithm, tasks, eval_tasks: objects to use instead of what the run file names.
+        address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
+        overwrite: replace the folder of an earlier run.
+        resume: go on from its last complete checkpoint instead.
+
+    Raises:
+        ConfigError, DataError: before anything starts. RewardError, PublishError,
+        NonFiniteError, StallError: the run stopped, and why.
+    """
+    if resume and overwrite:
+        raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
+    stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
+    folder = RunFolder.resume(config.run_dir, config) if resume else RunFolder.create(config.run_dir, config, overwrite)
+    saved = _begin_again(folder, stages) if resume else Saved()
+    with Tracker(folder, config) as tracker:
+        tracker.quarantine(list(dict.fromkeys(bad for stage in stages for bad in stage.parts.bad_rows)))
+        if resume:
+            tracker.replay(saved.stage)
+        largest = max(stages, key=lambda stage: sum(_cpus(stage))).config
+        with ray_session(largest, address, judges=max(len(judge_models(stage.parts.grader)) for stage in stages)):
+            return asyncio.run(run_stages(config, stages, folder, tracker, saved))
+
+
+def _begin_again(folder: RunFolder, stages: Sequence[Stage]) -> Saved:
+    """Where an earlier run is to go on. Raises ConfigError for one that has ended."""
+    saved = last(folder.checkpoints) or Saved()
+    if folder.summary.exists() and saved.stage == len(stages) - 1 and is_over(stages[-1], saved):
+        raise ConfigError(f"the run in {str(folder.path)!r} ended at step {saved.step}; raise steps to go on, or choose another run_dir")
+    folder.cut(saved.rows, saved.step)
+    return saved
+
+
+def _cpus(stage: Stage) -> tuple[float, float, float]:
+    """What its actors ask for, as `ray_session` counts it."""
+    pool, rollout, learner = stage.config.reward_pool, stage.config.rollout, stage.config.learner
+    return pool.num_workers * pool.cpus, rollout.num_workers * rollout.cpus, learner.num_ranks * learner.cpus
+
+
+def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Supervised fine-tuning on tasks whose answer is the text to learn. Same learner, same run folder."""
+    _check_sft(config)
+    check_model(config.model)
+    renderer = load_renderer(config.model, config.chat_template)
+    loaded, bad_rows = load_source("data", config.data, tasks)
+    _check_answers(loaded)
+    folder = RunFolder.create(config.run_dir, config, overwrite)
+    with Tracker(folder, config) as tracker:
+        tracker.quarantine(bad_rows)
+        with ray_session(config, address, rollouts=False):
+            return asyncio.run(_sft(config, loaded, renderer, folder, tracker))
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    reward: Any = None,
+    env: Callable[[Task], Any] | None = None,
+    eval_tasks: Sequence[Task] | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluate `config.model` on the tasks of `[eval.data]` and return the summary."""
+    if not config.eval.data.source and eval_tasks is None:
+        raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
+    parts = prepare(config, reward, env, None, eval_tasks, training=False)
+    folder = RunFolder.create(config.run_dir, config, overwrite)
+    with Tracker(folder, config) as tracker:
+        tracker.quarantine(parts.bad_rows)
+        with ray_session(config, address, learner=False, judges=len(judge_models(parts.grader))):
+            return asyncio.run(_evaluate(config, parts, folder, tracker))
+
+
+async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+    algorithm = sft_algorithm()
+    learner = start_learner(config, algorithm, None, folder.path.resolve())
+    stream = TaskStream(tasks, config.seed, config.data)
+
+    async def after_step(step: int) -> None:
+        if step == config.steps or _due(step, config.tracking.save_every):
+            await _save(learner, folder, step, stream.position)
+
+    await learn(_demonstrations(stream, renderer, config), learner, algorithm, tracker, config.steps, after_step)
+    tracker.finish(summary.summarize_run(folder, config.steps))
+    summary.show_run(tracker.console, folder, {})
+    return summary.read_summary(folder)
+
+
+async def _evaluate(config: RunConfig, parts: Parts, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
+    rollouts = start_rollouts(config, parts.renderer, parts.make_env, parts.grader, folder.rollouts.resolve(), None)
+    await rollouts.warm_up()
+    evaluation = await evaluate_policy(rollouts, parts.eval_tasks, config.eval, config.reward_pool.max_failed)
+    tracker.evaluation(0, evaluation.summary)
+    tracker.finish({f"eval_{name}": value for name, value in evaluation.summary.items()})
+    summary.show_samples(tracker.console, {0: evaluation})
+    return summary.read_summary(folder)
+
+
+async def _save(learner: Learner, folder: RunFolder, step: int, position: int) -> None:
+    """A checkpoint, and beside its weights how far the run was: steps done and tasks drawn."""
+    target = folder.checkpoints.resolve() / f"step-{step:06d}"
+    await learner.save(target)
+    (target / "progress.json").write_text(json.dumps({"step": step, "position": position}))
+
+
+def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -> Iterator[list[GroupRef]]:
+    """Endless batches of `tasks_per_step` demonstrations, one payload per learner rank."""
+    while True:
+        rows = [
+            demonstration_row(renderer.render(t.messages), renderer.target(str(t.answer)), t.id) for t in stream.take(config.tasks_per_step)
+        ]
+        shares = assign([len(row) for row in rows], config.learner.num_ranks)
+        yield [_payload([rows[i] for i in share], f"share {n}") for n, share in enumerate(shares) if share]
+
+
+def _payload(rows: list[Row], name: str) -> GroupRef:
+    return GroupRef(name, (), put(pack_rows(rows)), sum(map(len, rows)))
+
+
+def _check_sft(config: RunConfig) -> None:
+    defaults = RunConfig(model=config.model)
+    for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "critic", "eval", "stages"):
+        if getattr(config, section) != getattr(defaults, section):
+            raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
+
+
+def _check_answers(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if task.answer is None:
+            raise DataError(f"task {task.id} has no answer, the text to learn; name its field in data.answer")
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

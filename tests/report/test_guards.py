@@ -1,0 +1,99 @@
+"""Alarms sound for what they name, once, and for nothing else."""
+
+import json
+import random
+
+import pytest
+
+import rlft.config
+from rlft.config import GuardsConfig
+from rlft.errors import RewardError
+from rlft.report.guards import Guards
+from rlft.report.tracking import RunFolder, Tracker
+
+
+def names(alarms):
+    return [alarm.name for alarm in alarms]
+
+
+def test_more_than_one_percent_without_a_verdict_sounds_once_until_it_is_over():
+    guards = Guards(GuardsConfig())
+    shares = [0.0, 0.01, 0.011, 0.2, 0.005, 0.5]
+    found = [guards.step(i, {"rollout/ungraded": share, "ungraded/math/timeout": 3}) for i, share in enumerate(shares)]
+    assert [names(alarms) for alarms in found] == [[], [], ["ungraded"], [], [], ["ungraded"]]
+    assert found[2][0].text == "1.1% of the step's trajectories have no verdict (math/timeout: 3)"
+
+
+@pytest.mark.parametrize(("later", "sounds"), [(100.0, False), (180.0, False), (230.0, True), (60.0, False), (40.0, True)])
+def test_lengths_far_from_the_first_ones_sound(later, sounds):
+    guards = Guards(GuardsConfig(length=2.0))
+    lengths = [100.0] * 10 + [later] * 15
+    found = [alarm.name for i, tokens in enumerate(lengths) for alarm in guards.step(i, {"rollout/tokens": tokens})]
+    assert found == (["length"] if sounds else [])
+
+
+def drift_alarms(held_out, part, noise=0.02):
+    """Alarms of a run with evaluations every 10 steps; `part` gives the part's mean in each stretch."""
+    rng, guards, found = random.Random(0), Guards(GuardsConfig()), []
+    for stretch, (score, level) in enumerate(zip(held_out, part, strict=True)):
+        for step in range(10):
+            guards.step(10 * stretch + step, {"reward/model": level + noise * rng.gauss(0, 1), "reward/std": float(stretch)})
+        found += guards.evaluation(10 * (stretch + 1), {"mean": score, "low": score - 0.02, "high": score + 0.02})
+    return [(alarm.name, alarm.key, alarm.step) for alarm in found]
+
+
+def test_a_part_that_rises_while_held_out_falls_sounds_at_the_first_evaluation_that_shows_it():
+    assert drift_alarms([0.5, 0.6, 0.5, 0.4], [0.1, 0.2, 0.4, 0.6]) == [("drift", "reward/model", 30)]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "part"),
+    [
+        ([0.5, 0.6, 0.7, 0.8], [0.1, 0.2, 0.4, 0.6]),  # both rise
+        ([0.5, 0.6, 0.5, 0.4], [0.2, 0.2, 0.2, 0.2]),  # the part stays
+        ([0.5, 0.6, 0.5, 0.4], [0.6, 0.5, 0.4, 0.3]),  # both fall
+        ([0.5, 0.6, 0.59, 0.585], [0.1, 0.2, 0.4, 0.6]),  # held-out stays within its interval
+    ],
+)
+def test_nothing_else_is_called_drift(held_out, part):
+    assert drift_alarms(held_out, part) == []
+
+
+def test_a_part_that_rises_while_held_out_only_falls_from_before_training_on_sounds_too():
+    def alarms(held_out):
+        guards = Guards(GuardsConfig())
+        found = guards.evaluation(0, {"mean": 0.5, "low": 0.48, "high": 0.52})
+        for stretch, score in enumerate(held_out):
+            for step in range(10):
+                guards.step(10 * stretch + step + 1, {"reward/model": 0.1 * stretch + 0.01 * (step % 2)})
+            found += guards.evaluation(10 * (stretch + 1), {"mean": score, "low": score - 0.02, "high": score + 0.02})
+        return [(alarm.name, alarm.key, alarm.step) for alarm in found]
+
+    assert alarms([0.4, 0.3, 0.2]) == [("drift", "reward/model", 20)]
+    assert alarms([0.5, 0.5, 0.5]) == []
+
+
+def test_an_engine_that_means_another_policy_sounds_beyond_the_limit_that_was_set():
+    gaps = [0.001, 0.02, 0.021, 0.03, 0.001]
+    watched, unwatched = Guards(GuardsConfig(mismatch=0.02)), Guards(GuardsConfig())
+    found = [names(watched.step(i, {"mismatch/prob": gap})) for i, gap in enumerate(gaps)]
+    assert found == [[], [], ["mismatch"], [], []]
+    assert not any(unwatched.step(i, {"mismatch/prob": gap}) for i, gap in enumerate(gaps))
+    assert not watched.step(9, {"reward/mean": 1.0})  # a step that trained on nothing has no such metric
+
+
+def test_alarms_are_stored_counted_and_stop_the_run_that_asks_for_it(tmp_path):
+    def tracker(name, **guards):
+        config = rlft.config.validate({"model": "m", "steps": 4, "guards": guards})
+        return Tracker(RunFolder.create(tmp_path / name, config), config)
+
+    with tracker("goes_on") as goes_on:
+        goes_on.log(1, {"loss/policy": 0.0, "rollout/ungraded": 0.5})
+        goes_on.finish({})
+    (stored,) = map(json.loads, goes_on.folder.alarms.read_text().splitlines())
+    assert (stored["name"], stored["step"]) == ("ungraded", 1)
+    assert json.loads(goes_on.folder.summary.read_text())["alarms"] == {"ungraded": 1}
+    with tracker("stops", stop=["ungraded"]) as stops, pytest.raises(RewardError, match="guards.stop: ungraded at step 1: 50.0%"):
+        stops.log(1, {"loss/policy": 0.0, "rollout/ungraded": 0.5})
+    with tracker("another", stop=["length"]) as another:
+        another.log(1, {"loss/policy": 0.0, "rollout/ungraded": 0.5})
