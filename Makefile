@@ -37,7 +37,7 @@ $(error DEVICE=$(DEVICE): expected cpu or gpu)
 endif
 UV_READY := .venv/.uv-$(UV_VERSION)
 READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
-COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --extra real --override requirements/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 .PHONY: setup demo test test-unit test-nightly lint mutate lock clean

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rlft.config import load
-from rlft.errors import RlftError
+from rlft.errors import ConfigError, RlftError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -18,6 +18,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: ro
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else Ray on this machine")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the folder of an earlier run")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
+StarterModel = Literal["tiny", "smollm2"]
 
 
 @app.command()
@@ -131,11 +132,22 @@ def submit(
 
 
 @app.command()
-def starter(out: Annotated[Path, typer.Option(help="folder for the model")] = Path("runs/starter"), seed: Seed = 0) -> None:
-    """Make the starter policy: a small model, warm-started on noisy additions."""
+def starter(
+    model: Annotated[StarterModel, typer.Argument(help="tiny: made and warm-started here; smollm2: SmolLM2-135M-Instruct")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="folder for the model; default runs/starter or runs/smollm2")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the tiny model and its warm start")] = 0,
+) -> None:
+    """Make a model to start from: a small one, warm-started on noisy additions, or a real one out of a Python package."""
+    if model == "smollm2":
+        if seed:
+            raise ConfigError(f"--seed {seed}: nothing about smollm2 is random; leave it out")
+        from rlft.recipes.smollm2 import build_smollm2
+
+        print(f"starter policy: {build_smollm2(out or Path('runs/smollm2'))}")
+        return
     from rlft.recipes.starter import build_starter
 
-    print(f"starter policy: {build_starter(out, seed)}")
+    print(f"starter policy: {build_starter(out or Path('runs/starter'), seed)}")
 
 
 @app.command()

@@ -1,7 +1,11 @@
-"""Shared fixtures: a tiny model made on the spot, and chat templates of the common families."""
+"""Shared fixtures: a tiny model made on the spot, a real one made once, and chat templates of the common families."""
+
+import os
+from pathlib import Path
 
 import pytest
 
+from rlft.recipes.smollm2 import build_smollm2
 from rlft.recipes.starter import make_model, make_tokenizer
 
 CHATML = (
@@ -59,3 +63,10 @@ def tokenizer(request):
 def tiny_model(tmp_path_factory):
     """A folder with an untrained Qwen2 of two layers (tied embeddings)."""
     return str(make_model(tmp_path_factory.mktemp("model") / "tiny", seed=0, layers=2, width=64))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """A folder with SmolLM2-135M-Instruct. Making it takes 20 seconds, so it is kept from one session of the tests to the next."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return str(build_smollm2(Path(cache).expanduser() / "rlft" / "smollm2"))

