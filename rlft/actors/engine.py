@@ -22,6 +22,9 @@ CPU_ENV = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads next to another busy process are many times slower
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
+# Tokens of a block of the prefix cache on CPU, where vLLM takes 128 and rounds to multiples of 32. Whole blocks
+# alone are shared: a prompt shorter than one is computed once for each member of its group.
+CPU_KV_BLOCK = 32
 
 
 class Engine:
@@ -169,7 +172,7 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
     from vllm import EngineArgs, LLMEngine
     from vllm.config import WeightTransferConfig
 
-    options: dict[str, Any] = {"gpu_memory_utilization": config.memory} if on_gpu else {}
+    options: dict[str, Any] = {"gpu_memory_utilization": config.memory} if on_gpu else {"block_size": CPU_KV_BLOCK}
     if transfer:
         options["weight_transfer_config"] = WeightTransferConfig(backend=transfer)
     return LLMEngine.from_engine_args(

@@ -6,6 +6,7 @@ import sys
 
 import torch
 from transformers import AutoModelForCausalLM
+from vllm import SamplingParams
 
 from rlft.actors import engine as engine_module
 from rlft.actors.engine import Engine
@@ -40,7 +41,7 @@ async def publish(folder, workers, results):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     results["start"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
     sampling = SamplingConfig(max_tokens=8)
-    prompt = PROBE[0] * 40  # two full blocks of the prefix cache, which hold 128 tokens each on CPU
+    prompt = PROBE[0] * 40  # many full blocks of the prefix cache
     before = await engine.generate(prompt, sampling, 1)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -79,10 +80,15 @@ async def sample(engine, model, results):
     warm = SamplingConfig(temperature=0.7, max_tokens=6)
     drawn = await asyncio.gather(*(engine.generate(prompt, warm, seed) for seed in (1, 1, 2)))
     results["seeded"] = [list(c.token_ids) for c in drawn]
-    ids = torch.tensor([[*prompt, *drawn[0].token_ids]])
-    with torch.no_grad():
-        logprobs = (model(ids).logits[0] / 0.7).log_softmax(-1)
-    results["tempered"] = [list(drawn[0].logprobs), [logprobs[len(prompt) - 1 + i, t].item() for i, t in enumerate(drawn[0].token_ids)]]
+    others = [engine.generate(PROBE[0] * n, warm, n) for n in range(1, 30)]
+    results["in a crowd"] = list((await asyncio.gather(*others, engine.generate(prompt, warm, 1)))[-1].token_ids)
+    unseeded = SamplingConfig(max_tokens=20)
+    results["unseeded"] = [list(c.token_ids) for c in await asyncio.gather(*(engine.generate(prompt, unseeded) for _ in range(2)))]
+    results["tempered"] = [list(drawn[0].logprobs), under(model, prompt, drawn[0], 0.7)]
+    cut = await engine.generate(prompt, SamplingConfig(top_p=0.5, max_tokens=6), 1)
+    results["truncated"] = [list(cut.logprobs), under(model, prompt, cut, 1.0)]
+    results["p-values"] = await drawn_as_said(engine, model, prompt)
+    results["cached"] = await cached(engine)
     full = [await engine.generate([5] * length, SamplingConfig(max_tokens=64), 3) for length in (396, 399)]
     results["room"] = [[len(c.token_ids), c.finish_reason] for c in full]
     only = SamplingConfig(top_k=1, max_tokens=4)
@@ -101,6 +107,45 @@ async def sample(engine, model, results):
     ended = [c for c in many if c.finish_reason == "stop"]
     results["ended"] = [len(ended), all(c.token_ids[-1] == EOS and EOS not in c.token_ids[:-1] for c in ended)]
     results["cut"] = all(len(c.token_ids) == 40 and EOS not in c.token_ids[:-1] for c in many if c.finish_reason == "length")
+
+
+def under(model, prompt, completion, temperature):
+    """A completion's log-probabilities under the whole tempered distribution of the model."""
+    with torch.no_grad():
+        logprobs = (model(torch.tensor([[*prompt, *completion.token_ids]])).logits[0] / temperature).log_softmax(-1)
+    return [logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(completion.token_ids)]
+
+
+async def drawn_as_said(engine, model, prompt, samples=4000):
+    """Chi-square p-values of first tokens drawn with a seed each, against the model's probabilities and against flatter ones."""
+    one = SamplingConfig(max_tokens=1)
+    drawn = await asyncio.gather(*(engine.generate(prompt, one, seed) for seed in range(samples)))
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1].double()
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in drawn]), minlength=len(logits))
+
+    def p_value(probs):
+        order = probs.argsort(descending=True)
+        cells = (probs[order].cumsum(0) * 20).floor().clamp(max=19).long()  # tokens of like probability share a cell
+        want = torch.zeros(20, dtype=torch.float64).index_add(0, cells, probs[order] * samples)
+        got = torch.zeros(20, dtype=torch.float64).index_add(0, cells, counts[order].double())
+        some = want > 0
+        statistic = ((got - want)[some] ** 2 / want[some]).sum()
+        freedom = torch.tensor(float(some.sum() - 1), dtype=torch.float64)
+        return torch.special.gammaincc(freedom / 2, statistic / 2).item()
+
+    return [p_value(logits.softmax(-1)), p_value((logits / 1.5).softmax(-1))]
+
+
+async def cached(engine):
+    """Tokens of the second of two equal prompts that came from the prefix cache: of 40 tokens, and of 20."""
+    params = SamplingParams(max_tokens=1, detokenize=False)
+    counts = []
+    for length in (40, 20):
+        prompt = [7 + n for n in range(length)]
+        _, second = await asyncio.gather(*(engine._request(prompt, params) for _ in range(2)))
+        counts.append(second.num_cached_tokens)
+    return counts
 
 
 async def main(folder, workers):

@@ -61,6 +61,28 @@ def test_a_seed_decides_the_sample(results):
     assert first == again != other
 
 
+def test_what_a_seed_decides_does_not_depend_on_who_else_is_decoded(results):
+    assert results["in a crowd"] == results["seeded"][0]
+    first, second = results["unseeded"]
+    assert first != second  # the control: without a seed there is nothing to repeat
+
+
+def test_tokens_are_drawn_with_their_probabilities(results):
+    own, flatter = results["p-values"]
+    assert own > 1e-3 > flatter
+
+
+def test_equal_prompts_of_a_block_and_more_are_computed_once(results):
+    assert results["cached"] == [32, 0]  # the second is shorter than a block
+
+
+def test_a_truncated_samples_logprobs_are_not_the_whole_distributions(results):
+    got, whole = results["truncated"]
+    assert sum(got) - sum(whole) > 0.1
+    got, whole = results["tempered"]
+    assert sum(got) - sum(whole) == pytest.approx(0, abs=1e-3)  # the control
+
+
 def test_logprobs_are_those_of_the_tempered_distribution(results):
     got, want = results["tempered"]
     assert got == pytest.approx(want, abs=1e-4)
