@@ -14,6 +14,7 @@ from rlft.errors import ConfigError
 from rlft.names import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
 
 
 class Section(BaseModel):
@@ -81,11 +82,12 @@ class RolloutConfig(SamplingConfig):
     max_staleness: int = Field(default=0, ge=0)  # policy versions a trajectory may lag; 0 = on-policy
     drop_no_signal: bool = False  # drop groups with equal rewards and refill (DAPO dynamic sampling)
     max_refills: int = Field(default=4, ge=1)  # rounds of refilling before the step goes on with fewer groups
-    max_model_len: int = Field(default=4096, ge=2)  # prompt and completion together
+    max_model_len: int = Field(default=0, ge=0)  # prompt and completion together; 0 = the smaller of 4096 and the model's positions
     max_num_seqs: int = Field(default=256, ge=1)  # sequences decoded at once
     memory: float = Field(default=0.9, gt=0)  # share of GPU memory; on CPU, GiB of KV cache
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on GPU, float32 on CPU
     seed: int | None = None  # engine seed; None: the run's
+    seeded: bool = True  # every answer from a seed of its own, so that a run can be repeated
     entropy_target: float | None = Field(default=None, gt=0)  # nats per token that the temperature is moved toward; None: it stays
     entropy_gain: float = Field(default=0.05, gt=0)  # largest change of log temperature in a step
     min_temperature: float = Field(default=0.5, gt=0)
@@ -387,8 +389,8 @@ def _check_options_apply(config: RunConfig) -> None:
                 raise ConfigError(f"{names[id(section)]}.{key} {reason}")
     if max(config.eval.pass_k) > config.eval.samples:
         raise ConfigError(f"eval.pass_k {max(config.eval.pass_k)} needs at least as many eval.samples, got {config.eval.samples}")
-    if rollout.max_tokens >= rollout.max_model_len:
-        raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {rollout.max_model_len}")
+    if rollout.max_tokens >= (length := rollout.max_model_len or USUAL_CONTEXT):
+        raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {length}")
     if data.min_pass_rate > data.max_pass_rate:
         raise ConfigError(f"data.min_pass_rate {data.min_pass_rate:g} is above max_pass_rate {data.max_pass_rate:g}: no task would be left")
     if rollout.entropy_target is not None and not rollout.min_temperature <= rollout.temperature <= rollout.max_temperature:

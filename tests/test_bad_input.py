@@ -82,6 +82,23 @@ TRAIN = [
     (["algorithm.clip_high=0.3"], ConfigError, "algorithm.name is missing; valid: .*grpo"),
     (["algorithm.name=os:getcwd"], ConfigError, "algorithm 'os:getcwd': expected it to return an Algorithm, got str"),
     (["rollout.temperature=0.0"], ConfigError, "rollout.temperature: training needs a temperature above 0"),
+    (
+        ["rollout.group_size=1"],
+        ConfigError,
+        "group_size 1: algorithm 'grpo' compares trajectories .* fewer than 2 teach nothing: raise it",
+    ),
+    (["rollout.top_p=0.9"], ConfigError, "rollout.top_p 0.9: algorithm 'grpo' needs samples of the policy itself.*set them in .eval."),
+    (["rollout.top_k=20"], ConfigError, "rollout.top_k 20: algorithm 'grpo' needs samples"),
+    (["algorithm.name=reinforce", "rollout.min_p=0.1"], ConfigError, "rollout.min_p 0.1: algorithm 'reinforce' needs samples"),
+    (["rollout.max_model_len=4096"], ConfigError, "rollout.max_model_len 4096: model .* has 1024 positions; set at most that, or 0"),
+    (
+        ["rollout.max_model_len=0", "rollout.max_tokens=1024"],
+        ConfigError,
+        "max_tokens 1024 leaves no room for a prompt in max_model_len 1024",
+    ),
+    (["run_dir=here/file/run"], ConfigError, "run_dir 'here/file/run' cannot be written: Not a directory; choose another"),
+    (["run_dir=" + "n" * 300], ConfigError, "cannot be written: File name too long; choose another"),
+    (["run_dir=/proc/run"], ConfigError, "run_dir '/proc/run' cannot be written"),
     (["run_dir=here"], ConfigError, r"run_dir 'here' exists and is not empty; choose another run_dir, .*--overwrite"),
 ]
 
@@ -99,6 +116,12 @@ def test_a_bad_run_file_is_refused_before_anything_starts(write_run, tmp_path, o
 def test_the_good_run_file_that_these_are_made_from_would_start(write_run):
     with pytest.raises(Started):
         rlft.train(rlft.load(write_run()))
+
+
+@pytest.mark.parametrize("overrides", [["algorithm.name=rft", "rollout.top_p=0.9", "rollout.group_size=1"], ["rollout.max_model_len=0"]])
+def test_what_these_options_do_not_harm_would_start(write_run, overrides):
+    with pytest.raises(Started):
+        rlft.train(rlft.load(write_run(), overrides))
 
 
 def test_a_model_folder_must_hold_weights_and_a_tokenizer(write_run, tmp_path, tiny_model):

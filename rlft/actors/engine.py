@@ -36,7 +36,6 @@ class Engine:
 
     def __init__(self, model: str, config: RolloutConfig, eos_ids: Sequence[int], seed: int, transfer: str | None = None) -> None:
         self.version = 0
-        self.max_model_len = config.max_model_len
         self._eos_ids = list(eos_ids)
         self._names = map(str, itertools.count())
         self._incoming: deque[tuple[str, Sequence[int], SamplingParams]] = deque()
@@ -45,7 +44,9 @@ class Engine:
         self._driver: asyncio.Task[None] | None = None
         self._may_step = asyncio.Event()
         self._may_step.set()
+        self._seeded = config.seeded
         self._engine = self._thread.submit(_build, model, config, seed, transfer).result()
+        self.max_model_len: int = self._engine.model_config.max_model_len
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingConfig, seed: int | None = None) -> Completion:
         """Sample one completion; at most `sampling.max_tokens` and what the context leaves.
@@ -65,7 +66,7 @@ class Engine:
             include_stop_str_in_output=True,
             stop_token_ids=self._eos_ids,
             max_tokens=min(sampling.max_tokens, self.room(prompt_ids)),
-            seed=seed,
+            seed=seed if self._seeded else None,
             logprobs=0,
             detokenize=bool(sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -173,6 +174,8 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
     from vllm.config import WeightTransferConfig
 
     options: dict[str, Any] = {"gpu_memory_utilization": config.memory} if on_gpu else {"block_size": CPU_KV_BLOCK}
+    if config.max_model_len:
+        options["max_model_len"] = config.max_model_len
     if transfer:
         options["weight_transfer_config"] = WeightTransferConfig(backend=transfer)
     return LLMEngine.from_engine_args(
@@ -181,7 +184,6 @@ def _build(model: str, config: RolloutConfig, seed: int, transfer: str | None) -
             dtype=("bfloat16" if on_gpu else "float32") if config.dtype == "auto" else config.dtype,
             tensor_parallel_size=config.tensor_parallel_size,
             distributed_executor_backend="mp" if config.tensor_parallel_size > 1 else "uni",
-            max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             enforce_eager=not on_gpu,
             enable_prefix_caching=True,

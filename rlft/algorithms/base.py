@@ -51,6 +51,9 @@ class Algorithm:
         tags: turns that are trained on, by their tag; empty for all.
         parts: reward parts that stand in `Batch.parts`, in this order.
         controls: numbers that move with the run, by the stream of the batch that each fills ("kl_coef").
+        min_group: trajectories of a task from which on their rewards teach anything; 2 where they are compared with each other.
+        may_truncate: whether samples may come from a truncated distribution (top_p, top_k, min_p). A ratio of probabilities and
+            the gradient of an expectation hold for what was sampled from alone; imitation and preferences take any sample.
     """
 
     name: str
@@ -64,3 +67,5 @@ class Algorithm:
     tags: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     controls: Mapping[str, Control] = field(default_factory=dict)
+    min_group: int = 1
+    may_truncate: bool = False

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlft.algorithms import preference
 from rlft.algorithms.advantages import outcomes
-from rlft.algorithms.base import Algorithm, Reduce
+from rlft.algorithms.base import Algorithm, Need, Reduce
 from rlft.algorithms.kl import k3
 from rlft.algorithms.masking import masked, trajectory_sum
 from rlft.algorithms.policy_gradient import expect, is_number
@@ -58,4 +58,5 @@ def kto(beta: float = 0.1, threshold: float = 1.0, desirable: float = 1.0, undes
         metrics = {"preference/accuracy": (lead > 0).float(), "preference/margin": lead, "preference/anchor": z0.expand(mask.shape)}
         return masked(preference.kto(log_ratios, z0, weights, beta), mask), {**metrics, "kl/ref": k3(logprobs.detach(), ref_logprobs)}
 
-    return Algorithm("kto", advantages, loss, frozenset({"old_logprobs", "ref_logprobs"}), "sequence", unit="trajectory")
+    needs: frozenset[Need] = frozenset({"old_logprobs", "ref_logprobs"})
+    return Algorithm("kto", advantages, loss, needs, "sequence", unit="trajectory", may_truncate=True)

@@ -26,6 +26,7 @@ def over_pairs(
     per_pair: Callable[[Tensor, Tensor], Tensor],
     average: bool = False,
     needs: Iterable[Need] = (),
+    min_group: int = 2,
 ) -> Algorithm:
     """A loss of whole pairs, (lead [P], gaps [P]) -> [P], as an algorithm whose step loss is its mean over pairs.
 
@@ -57,7 +58,8 @@ def over_pairs(
         metrics = {name: spread(x.detach()) for name, x in shown.items()}
         return spread(per_pair(lead, gaps)), {**metrics, "kl/ref": k3(logprobs.detach(), ref_logprobs)}
 
-    return Algorithm(name, advantages, loss, frozenset({"ref_logprobs", *needs}), "sequence", unit="pair")
+    needed: frozenset[Need] = frozenset({"ref_logprobs", *needs})
+    return Algorithm(name, advantages, loss, needed, "sequence", unit="pair", min_group=min_group, may_truncate=True)
 
 
 def check_pairing(beta: float, pairs: str, threshold: float, min_gap: float) -> None:

@@ -114,6 +114,8 @@ def policy_gradient(
     tags: tuple[str, ...] = (),
     parts: tuple[str, ...] = (),
     value_loss: LossFn | None = None,
+    min_group: int = 2,
+    may_truncate: bool = False,
 ) -> Algorithm:
     """A method from its estimator and its surrogate.
 
@@ -122,6 +124,9 @@ def policy_gradient(
         surrogate: (logprobs, batch) -> (loss [B, T], metrics); every stream it sees is 0 off the loss mask.
         shared: what the user chose.
         defaults: what the method chooses otherwise than `DEFAULTS`.
+        needs, unit, tags, parts, value_loss: see `Algorithm`.
+        min_group: see `Algorithm`; 2 unless the baseline comes from elsewhere than the group.
+        may_truncate: see `Algorithm`; a KL and importance weights end it.
 
     Raises:
         ConfigError: a value out of range, or an option that has no effect with the others.
@@ -146,6 +151,8 @@ def policy_gradient(
         tags,
         parts,
         _controls(o),
+        min_group,
+        may_truncate and not o.kl_coef and o.is_cap is None,
     )
 
 

@@ -50,7 +50,7 @@ def ppo(
         return replace(batch, advantages=estimates, returns=returns)
 
     surrogate, defaults = clipped(clip_low, clip_high), Shared(kl_in="reward", kl="k1")
-    return policy_gradient("ppo", advantages, surrogate, shared, defaults, needs=NEEDS, value_loss=clipped_critic(value_clip))
+    return policy_gradient("ppo", advantages, surrogate, shared, defaults, needs=NEEDS, value_loss=clipped_critic(value_clip), min_group=1)
 
 
 def clipped_critic(value_clip: float | None) -> LossFn:

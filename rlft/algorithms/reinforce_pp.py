@@ -29,7 +29,8 @@ def reinforce_pp(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack
         to_go, _ = gae(batch, torch.zeros_like(batch.rewards), gamma=1.0, lam=1.0)
         return replace(batch, advantages=whiten(to_go, batch.loss_mask, reduce))
 
-    return policy_gradient("reinforce_pp", advantages, clipped(clip_low, clip_high), shared, {"kl_in": "reward", "kl": "k1"})
+    standard: Shared = {"kl_in": "reward", "kl": "k1"}
+    return policy_gradient("reinforce_pp", advantages, clipped(clip_low, clip_high), shared, standard, min_group=1)
 
 
 def reinforce_pp_baseline(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:

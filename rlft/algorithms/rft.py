@@ -66,7 +66,7 @@ def rwr(temperature: float = 1.0, center: Center = "max", aggregation: Mean = "t
         weights = ((totals.double() - middle) / temperature).exp().float()
         return replace(batch, ce_weights=on_trajectories(batch, weights))
 
-    return replace(sft(), name="rwr", advantages=advantages, aggregation=_checked(aggregation))
+    return replace(sft(), name="rwr", advantages=advantages, aggregation=_checked(aggregation), min_group=2)
 
 
 def _group_max(x: Tensor, group_ids: Tensor) -> Tensor:

@@ -25,4 +25,4 @@ def sft() -> Algorithm:
             cross_entropy = cross_entropy * masked(batch.ce_weights, batch.loss_mask)
         return cross_entropy, metrics
 
-    return Algorithm("sft", advantages, loss)
+    return Algorithm("sft", advantages, loss, may_truncate=True)

@@ -6,6 +6,7 @@ one file in which the next-token shift happens.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -224,12 +225,23 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], lm: Any, token
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_torch_state_dict(dict(weights), partial, metadata={"format": "pt"})
-    lm.config.save_pretrained(partial)
-    if getattr(lm, "generation_config", None) is not None:
-        lm.generation_config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    save_settings(partial, lm.config, getattr(lm, "generation_config", None), tokenizer)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def save_settings(folder: str | Path, config: Any, generation: Any, tokenizer: Any) -> None:
+    """Write what a model folder holds beside weights, as it was loaded.
+
+    transformers' own `save_pretrained` refuses what its loading accepts, such as a temperature without do_sample, or
+    sampling options in config.json: the files are written without its judgement.
+    """
+    kept = copy.copy(config)
+    vars(kept).pop("transformers_weights", None)  # names a weights file of the folder that was loaded
+    kept.to_json_file(Path(folder) / "config.json", use_diff=True)
+    if generation is not None:
+        generation.to_json_file(Path(folder) / "generation_config.json", use_diff=True, keys_to_pop=["compile_config"])
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.runs.checkpoints import Saved, last
 from rlft.runs.evaluation import evaluate_policy
 from rlft.runs.parts import Parts, load_source, prepare
+from rlft.runs.preflight import check_run_dir, check_vocabulary, look_ahead, num_saves, tell, with_context
 from rlft.runs.stages import Stage, is_over, prepare_stages, run_stages
 from rlft.runs.start import judge_models, put, ray_session, start_learner, start_rollouts
 from rlft.types import GroupRef, Task
@@ -54,16 +55,26 @@ def train(
     """
     if resume and overwrite:
         raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
+    check_run_dir(config.run_dir)
+    config = with_context(config)
     stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
+    told = look_ahead(config, stages[0].parts.renderer, num_saves([stage.config for stage in stages]), _critic(stages))
     folder = RunFolder.resume(config.run_dir, config) if resume else RunFolder.create(config.run_dir, config, overwrite)
     saved = _begin_again(folder, stages) if resume else Saved()
     with Tracker(folder, config) as tracker:
         tracker.quarantine(list(dict.fromkeys(bad for stage in stages for bad in stage.parts.bad_rows)))
+        tell(tracker, told)
         if resume:
             tracker.replay(saved.stage)
         largest = max(stages, key=lambda stage: sum(_cpus(stage))).config
         with ray_session(largest, address, judges=max(len(judge_models(stage.parts.grader)) for stage in stages)):
             return asyncio.run(run_stages(config, stages, folder, tracker, saved))
+
+
+def _critic(stages: Sequence[Stage]) -> str:
+    """The model of values that a checkpoint keeps the state of; "" where it has none of its own."""
+    own = [stage.config for stage in stages if "values" in stage.algorithm.needs and not stage.config.critic.shared]
+    return own[0].critic.model or own[0].model if own else ""
 
 
 def _begin_again(folder: RunFolder, stages: Sequence[Stage]) -> Saved:
@@ -84,13 +95,16 @@ def _cpus(stage: Stage) -> tuple[float, float, float]:
 def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Supervised fine-tuning on tasks whose answer is the text to learn. Same learner, same run folder."""
     _check_sft(config)
+    check_run_dir(config.run_dir)
     check_model(config.model)
     renderer = load_renderer(config.model, config.chat_template)
     loaded, bad_rows = load_source("data", config.data, tasks)
     _check_answers(loaded)
+    told = look_ahead(config, renderer, num_saves([config]))
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(bad_rows)
+        tell(tracker, told)
         with ray_session(config, address, rollouts=False):
             return asyncio.run(_sft(config, loaded, renderer, folder, tracker))
 
@@ -107,10 +121,14 @@ def evaluate(
     """Evaluate `config.model` on the tasks of `[eval.data]` and return the summary."""
     if not config.eval.data.source and eval_tasks is None:
         raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
+    check_run_dir(config.run_dir)
+    config = with_context(config)
     parts = prepare(config, reward, env, None, eval_tasks, training=False)
+    told = check_vocabulary(config.model, parts.renderer.tokenizer, sorted(parts.renderer.eos_ids))
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
+        tell(tracker, told)
         with ray_session(config, address, learner=False, judges=len(judge_models(parts.grader))):
             return asyncio.run(_evaluate(config, parts, folder, tracker))
 

@@ -27,6 +27,7 @@ from rlft.runs import checkpoints
 from rlft.runs.checkpoints import LEDGER, STATE, Saved
 from rlft.runs.evaluation import evaluate_policy
 from rlft.runs.parts import Parts, prepare
+from rlft.runs.preflight import check_sampling
 from rlft.runs.start import Crew, Origin, check_needs, gives_turn_rewards, make_algorithm, start
 from rlft.types import Task
 
@@ -80,9 +81,8 @@ def prepare_stages(
     for index, options in enumerate(config.stages or [StageConfig(steps=config.steps)]):
         own = config.of_stage(index) if config.stages else config
         try:
-            if own.rollout.temperature <= 0:
-                raise ConfigError(f"rollout.temperature: training needs a temperature above 0, got {own.rollout.temperature}")
             made = make_algorithm(own, algorithm)
+            check_sampling(own.rollout, made)
             same = stages and _loads_the_same(stages[-1].config, own)
             parts = stages[-1].parts if same else prepare(own, reward, env, tasks, eval_tasks, training=True)
             check_needs(own, made, parts.make_env, parts.tasks)

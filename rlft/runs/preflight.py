@@ -1,0 +1,207 @@
+"""What can be found before a run starts: the model's limits, whether a checkpoint can be written, room for it on the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlft.algorithms.base import Algorithm
+from rlft.config import RolloutConfig, RunConfig, check_model
+from rlft.errors import ConfigError
+from rlft.learner.policy import save_settings
+from rlft.report.tracking import Tracker
+from rlft.rollout.renderer import Renderer
+from rlft.runs.limits import context_length, model_config, tokens_without_embedding
+
+ADAM_BYTES = 12  # of a trained parameter in the optimizer's state: float32 weight and two moments
+GB = 1e9
+
+
+def look_ahead(config: RunConfig, renderer: Renderer, num_saves: int, critic: str = "") -> list[str]:
+    """What a run that trains should be told about its model and its checkpoints. Raises ConfigError where they would end it."""
+    check_savable(config.model, renderer.tokenizer)
+    unknown = check_vocabulary(config.model, renderer.tokenizer, sorted(renderer.eos_ids))
+    return [*unknown, *check_room(config, num_saves, critic)]
+
+
+def tell(tracker: Tracker, told: Sequence[str]) -> None:
+    """Print warnings."""
+    for message in told:
+        tracker.warn(message)
+
+
+def with_context(config: RunConfig) -> RunConfig:
+    """The run file with `rollout.max_model_len` as the model has it where nothing is said; each stage's own is checked too.
+
+    Raises:
+        ConfigError: no such model, a context longer than its positions, or no room in it for an answer.
+    """
+    check_model(config.model)
+    length = context_length(config.model, config.rollout.max_model_len, "rollout.max_model_len")
+    resolved = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_model_len": length})})
+    for where, rollout in [
+        ("", resolved.rollout),
+        *((f"stages[{i}].", resolved.of_stage(i).rollout) for i in range(len(config.stages))),
+    ]:
+        context_length(config.model, rollout.max_model_len, f"{where}rollout.max_model_len")
+        if rollout.max_tokens >= rollout.max_model_len:
+            raise ConfigError(
+                f"{where}rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {rollout.max_model_len}"
+            )
+    return resolved
+
+
+def check_run_dir(path: str | Path) -> None:
+    """Refuse a run_dir in which nothing can be written: read-only, too long a name, a file on the way. Raises ConfigError."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(Path(path))):
+            pass
+    except OSError as error:
+        raise ConfigError(f"run_dir {str(path)!r} cannot be written: {error.strerror or error}; choose another") from error
+
+
+def check_sampling(rollout: RolloutConfig, algorithm: Algorithm) -> None:
+    """Refuse samples that an algorithm cannot learn from: all alike, alone in their group, or of another distribution than the
+    one that the learner computes. Raises ConfigError."""
+    if rollout.temperature <= 0:
+        raise ConfigError(
+            f"rollout.temperature: training needs a temperature above 0, got {rollout.temperature}: "
+            "at 0 all answers to a task are the same one, and none is better than another"
+        )
+    if rollout.group_size < algorithm.min_group:
+        raise ConfigError(
+            f"rollout.group_size {rollout.group_size}: algorithm {algorithm.name!r} compares trajectories of a task with each other, and "
+            f"fewer than {algorithm.min_group} teach nothing: raise it, or take one that does without (reinforce_pp, remax, ppo)"
+        )
+    cut = [f"{key} {value:g}" for key, value in _truncation(rollout).items() if value != RolloutConfig.model_fields[key].default]
+    if cut and not algorithm.may_truncate:
+        raise ConfigError(
+            f"rollout.{cut[0]}: algorithm {algorithm.name!r} needs samples of the policy itself. The engine would report the probabilities "
+            "of a truncated distribution, and the learner compute those of the whole one: leave top_p, top_k and min_p out of [rollout], "
+            "and set them in [eval] if you like, or imitate samples (rft, rwr, dpo, kto)"
+        )
+
+
+def _truncation(rollout: RolloutConfig) -> dict[str, float]:
+    return {"top_p": rollout.top_p, "top_k": rollout.top_k, "min_p": rollout.min_p}
+
+
+def existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists. Raises OSError."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_vocabulary(model: str, tokenizer: Any, eos_ids: Sequence[int]) -> list[str]:
+    """Warnings about tokens that the model has no embedding for.
+
+    Raises:
+        ConfigError: one of them ends an answer.
+    """
+    missing = tokens_without_embedding(tokenizer, model)
+    if not missing:
+        return []
+    named = f"{len(missing)} of its tokens ({', '.join(map(repr, missing[:5]))}) have ids beyond the model's embedding"
+    if ends := sorted(set(tokenizer.convert_tokens_to_ids(missing)) & set(eos_ids)):
+        raise ConfigError(f"model {model!r}: {named}, and {ends[0]} ends an answer: take the tokenizer that the model was trained with")
+    return [f"tokenizer of {model!r}: {named}; a prompt that holds one cannot be computed"]
+
+
+def check_savable(model: str, tokenizer: Any) -> None:
+    """Write everything of a checkpoint but its weights once, into a folder that goes at once.
+
+    Raises:
+        ConfigError: something that loads cannot be saved.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils import cached_file
+
+    config = model_config(model)
+    stated = cached_file(model, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    generation = GenerationConfig.from_pretrained(model) if stated else GenerationConfig.from_model_config(config)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_settings(folder, config, generation, tokenizer)
+    except (OSError, TypeError, ValueError) as error:
+        raise ConfigError(f"model {model!r}: its configuration or tokenizer cannot be saved in a checkpoint: {error}") from error
+
+
+def check_room(config: RunConfig, num_saves: int, critic: str = "") -> list[str]:
+    """Warnings where the disk of run_dir has no room for every checkpoint of the run.
+
+    Args:
+        num_saves: checkpoints that are kept; the newest keeps the optimizer's state.
+        critic: model whose state lies beside the policy's; "": none.
+
+    Raises:
+        ConfigError: it has no room for the first.
+    """
+    parameters = num_parameters(config.model)
+    if not parameters:
+        return []
+    weights = parameters * (2 if config.learner.dtype == "bfloat16" or (config.learner.dtype == "auto" and config.learner.gpus) else 4)
+    state = state_bytes(weights, parameters, config.learner.lora_rank) if config.tracking.save_state else 0
+    if critic and state:
+        state += state_bytes(weights, num_parameters(critic), 0)
+    free = shutil.disk_usage(existing(Path(config.run_dir))).free
+    return room_for(weights, state, num_saves, free, config.run_dir)
+
+
+def room_for(weights: int, state: int, num_saves: int, free: int, where: str) -> list[str]:
+    """Warnings where `free` bytes hold the first checkpoint of a run but not all of them. Raises ConfigError for the first.
+
+    Args:
+        weights, state: bytes; every checkpoint keeps its weights, the newest its state, and the one before until then.
+        where: the folder, for the message.
+    """
+    first, whole = weights + state, num_saves * weights + min(2, num_saves) * state
+    held = f"the disk of run_dir {where!r} has {free / GB:.3g} GB left"
+    sizes = f"{weights / GB:.3g} GB of weights and {state / GB:.3g} GB of optimizer state"
+    if first > free:
+        raise ConfigError(
+            f"a checkpoint takes about {first / GB:.3g} GB ({sizes}), and {held}: make room, choose another run_dir, "
+            "or set tracking.save_state = false"
+        )
+    if whole > free:
+        return [f"{num_saves} checkpoints take about {whole / GB:.3g} GB ({sizes} each, state in the newest), and {held}: make room"]
+    return []
+
+
+def state_bytes(weights: int, parameters: int, lora_rank: int) -> int:
+    """Bytes of DeepSpeed's state: the weights once more, and what AdamW keeps of each trained parameter. Adapters hardly count."""
+    return weights + (0 if lora_rank else ADAM_BYTES * parameters)
+
+
+def num_parameters(model: str) -> int:
+    """Parameters in a folder's safetensors files, read from their headers; 0 where there are none, as for a Hub name."""
+    return sum(_size(entry["shape"]) for file in Path(model).glob("*.safetensors") for entry in _tensors(file).values())
+
+
+def num_saves(stages: Sequence[RunConfig]) -> int:
+    """Checkpoints of a run: every `tracking.save_every` steps, and each stage's last step."""
+    total, ends, every = 0, set(), stages[0].tracking.save_every
+    for stage in stages:
+        total += stage.steps
+        ends.add(total)
+    return len(ends | set(range(every, total + 1, every) if every else ()))
+
+
+def _tensors(file: Path) -> Mapping[str, Mapping[str, Any]]:
+    with file.open("rb") as data:
+        (length,) = struct.unpack("<Q", data.read(8))
+        entries = json.loads(data.read(length))
+    return {name: entry for name, entry in entries.items() if name != "__metadata__"}
+
+
+def _size(shape: Sequence[int]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
