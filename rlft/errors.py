@@ -33,6 +33,10 @@ class PublishError(RlftError):
     """The engines do not hold the weights that the learner published."""
 
 
+class SaveError(RlftError):
+    """A checkpoint could not be written; the complete ones before it are whole."""
+
+
 class NonFiniteError(RlftError):
     """Loss or gradients were not finite several steps in a row."""
 

@@ -24,7 +24,10 @@ async def complete(
     """
     prompt_ids = renderer.render(messages)
     if engine.room(prompt_ids) <= 0:
-        raise RewardError(f"judge: a prompt of {len(prompt_ids)} tokens leaves no room in its max_model_len {engine.max_model_len}")
+        raise RewardError(
+            f"judge: a prompt of {len(prompt_ids)} tokens leaves no room in its max_model_len {engine.max_model_len}; "
+            "raise that of the judge, or rollout.max_model_len where the policy judges"
+        )
     done = await engine.generate(prompt_ids, SamplingConfig(temperature=temperature, max_tokens=max_tokens), seed)
     text = renderer.parse(done.token_ids)["content"]
     return Reply(text, done.finish_reason == "stop", len(prompt_ids) + len(done.token_ids))

@@ -221,13 +221,18 @@ def save_model(folder: str | Path, weights: Mapping[str, Tensor], lm: Any, token
     from huggingface_hub import save_torch_state_dict
 
     target = Path(folder)
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_torch_state_dict(dict(weights), partial, metadata={"format": "pt"})
     save_settings(partial, lm.config, getattr(lm, "generation_config", None), tokenizer)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def partial_of(target: Path) -> Path:
+    """Where a model folder is written before it gets its name."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def save_settings(folder: str | Path, config: Any, generation: Any, tokenizer: Any) -> None:

@@ -107,6 +107,31 @@ class UsesEngines(Protocol):
 
 
 @dataclass(frozen=True)
+class EngineSize:
+    """What a scorer's own engines have to hold. `memory`: share of a GPU's; on CPU, GiB of KV cache."""
+
+    max_model_len: int = 0  # tokens of prompt and answer; 0: the smaller of 4096 and the model's positions
+    max_num_seqs: int = 64  # answers written at once
+    memory: float = 0.9
+
+    def both(self, other: EngineSize) -> EngineSize:
+        """Of one engine for two scorers: the larger of each, where 0 tokens are as many as the model usually has."""
+        lengths = (self.max_model_len, other.max_model_len)
+        length = max(lengths) if all(lengths) else 0
+        return EngineSize(length, max(self.max_num_seqs, other.max_num_seqs), max(self.memory, other.memory))
+
+
+@runtime_checkable
+class SizesEngines(UsesEngines, Protocol):
+    """A scorer that says how large its own engines are; others get `EngineSize()`."""
+
+    @property
+    def engine_size(self) -> EngineSize:
+        """Of each of `engines` but the policy's."""
+        ...
+
+
+@dataclass(frozen=True)
 class Defaults:
     """What a reward function says about itself, for the rules that name it."""
 

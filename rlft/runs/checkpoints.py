@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlft.data.disk import write_text
 from rlft.data.ledger import Ledger
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, SaveError
+from rlft.learner.policy import partial_of
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
@@ -44,12 +47,31 @@ class Saved:
 async def save(learner: Learner, checkpoints: Path, saved: Saved, ledger: Ledger, state: bool) -> None:
     """Write a checkpoint; `progress.json` comes last, and a folder without it is not one. Optimizer state of older ones goes."""
     target = checkpoints / saved.name
-    await learner.save(target, state)
-    ledger.save(target / LEDGER)
-    write_text(target / PROGRESS, json.dumps(asdict(saved)))
+    with writing(target):
+        await learner.save(target, state)
+        ledger.save(target / LEDGER)
+        write_text(target / PROGRESS, json.dumps(asdict(saved)))
     for folder in checkpoints.iterdir():
         if folder != target:
             shutil.rmtree(folder / STATE, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Around the writing of a checkpoint: where it fails nothing of it stays, and those before it are as they were.
+
+    Raises:
+        SaveError: what failed, and where the run can go on from.
+    """
+    try:
+        yield
+    except Exception as error:
+        for left in (target, partial_of(target)):
+            shutil.rmtree(left, ignore_errors=True)  # what cannot be removed either is not complete, and goes at a resume
+        complete = sorted(folder.parent.name for folder in target.parent.glob(f"step-*/{PROGRESS}"))
+        before = f"the last complete checkpoint is {complete[-1]}, from which --resume goes on" if complete else "there is none before it"
+        why = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise SaveError(f"checkpoint {target} could not be written: {why[0]}; {before}; make it possible to write there") from error
 
 
 def last(checkpoints: Path) -> Saved | None:

@@ -12,7 +12,7 @@ from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
 from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
-from rlft.runs.start import make_env_fn
+from rlft.runs.start import judge_models, judge_rollout, make_env_fn
 from rlft.types import Task
 
 
@@ -39,13 +39,16 @@ def prepare(
     terms = compose(config.reward if reward is None else reward)
     if not terms and env is None and config.env.get("name") == "single_turn":
         raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
+    grader = pack(terms)
+    for judge, size in judge_models(grader).items():
+        judge_rollout(config.rollout, judge, size)  # refuses what its engine would, but at once
     renderer = load_renderer(config.model, config.chat_template)
     train_tasks, bad = load_source("data", config.data, tasks) if training else ([], [])
     evaluates = bool(config.eval.data.source) or eval_tasks is not None
     held_out, bad_eval = load_source("eval.data", config.eval.data, eval_tasks) if evaluates else ([], [])
     fitting, too_long = fit_context(train_tasks, renderer, config)
     fitting_eval, too_long_eval = fit_context(held_out, renderer, config)
-    return Parts(renderer, make_env, pack(terms), fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
+    return Parts(renderer, make_env, grader, fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
 
 
 def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) -> tuple[list[Task], list[BadRow]]:

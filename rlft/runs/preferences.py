@@ -11,6 +11,7 @@ from typing import Any
 from rlft import algorithms
 from rlft.algorithms.base import Algorithm
 from rlft.config import DataConfig, RunConfig, check_model
+from rlft.data.disk import write_text
 from rlft.data.preferences import PairStream, Preference, TokenPair, load_preferences, tokenize_pairs
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError, DataError
@@ -21,6 +22,8 @@ from rlft.report import summary
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Source, load_config, load_encoder
 from rlft.rollout.renderer import load_renderer
+from rlft.runs.checkpoints import PROGRESS, writing
+from rlft.runs.preflight import check_run_dir, look_ahead, num_saves, tell
 from rlft.runs.start import make_algorithm, put, ray_session, start_learner
 from rlft.types import GroupRef
 
@@ -49,11 +52,14 @@ def dpo(
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
     """
     algorithm = _algorithm(config)
+    check_run_dir(config.run_dir)
     check_model(config.model)
     tokens, bad_rows = _load(config, pairs)
+    told = look_ahead(config, load_renderer(config.model, config.chat_template), num_saves([config]))
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(bad_rows)
+        tell(tracker, told)
         with ray_session(config, address, rollouts=False):
             return asyncio.run(_train(config, algorithm, tokens, folder, tracker))
 
@@ -67,8 +73,9 @@ async def _train(
     async def after_step(step: int) -> None:
         if step == config.steps or (config.tracking.save_every and step % config.tracking.save_every == 0):
             target = folder.checkpoints.resolve() / f"step-{step:06d}"
-            await learner.save(target)
-            (target / "progress.json").write_text(json.dumps({"step": step, "position": stream.position}))
+            with writing(target):
+                await learner.save(target)
+                write_text(target / PROGRESS, json.dumps({"step": step, "position": stream.position}))
 
     await learn(_batches(stream, config), learner, algorithm, tracker, config.steps, after_step)
     tracker.finish(summary.summarize_run(folder, config.steps))

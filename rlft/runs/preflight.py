@@ -22,11 +22,11 @@ ADAM_BYTES = 12  # of a trained parameter in the optimizer's state: float32 weig
 GB = 1e9
 
 
-def look_ahead(config: RunConfig, renderer: Renderer, num_saves: int, critic: str = "") -> list[str]:
+def look_ahead(config: RunConfig, renderer: Renderer, num_saves: int, critic: str = "", keeps_state: bool = False) -> list[str]:
     """What a run that trains should be told about its model and its checkpoints. Raises ConfigError where they would end it."""
     check_savable(config.model, renderer.tokenizer)
     unknown = check_vocabulary(config.model, renderer.tokenizer, sorted(renderer.eos_ids))
-    return [*unknown, *check_room(config, num_saves, critic)]
+    return [*unknown, *check_room(config, num_saves, critic, keeps_state)]
 
 
 def tell(tracker: Tracker, told: Sequence[str]) -> None:
@@ -133,12 +133,13 @@ def check_savable(model: str, tokenizer: Any) -> None:
         raise ConfigError(f"model {model!r}: its configuration or tokenizer cannot be saved in a checkpoint: {error}") from error
 
 
-def check_room(config: RunConfig, num_saves: int, critic: str = "") -> list[str]:
+def check_room(config: RunConfig, num_saves: int, critic: str = "", keeps_state: bool = False) -> list[str]:
     """Warnings where the disk of run_dir has no room for every checkpoint of the run.
 
     Args:
-        num_saves: checkpoints that are kept; the newest keeps the optimizer's state.
+        num_saves: checkpoints that are kept.
         critic: model whose state lies beside the policy's; "": none.
+        keeps_state: whether the newest checkpoint holds the optimizer's state.
 
     Raises:
         ConfigError: it has no room for the first.
@@ -147,7 +148,7 @@ def check_room(config: RunConfig, num_saves: int, critic: str = "") -> list[str]
     if not parameters:
         return []
     weights = parameters * (2 if config.learner.dtype == "bfloat16" or (config.learner.dtype == "auto" and config.learner.gpus) else 4)
-    state = state_bytes(weights, parameters, config.learner.lora_rank) if config.tracking.save_state else 0
+    state = state_bytes(weights, parameters, config.learner.lora_rank) if keeps_state else 0
     if critic and state:
         state += state_bytes(weights, num_parameters(critic), 0)
     free = shutil.disk_usage(existing(Path(config.run_dir))).free

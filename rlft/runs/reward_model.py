@@ -15,6 +15,7 @@ from rlft.actors.reward_model_learner import RewardModelLearner
 from rlft.actors.reward_model_rank import RewardModelRank
 from rlft.algorithms.preference import bradley_terry
 from rlft.config import DataConfig, RunConfig, check_model
+from rlft.data.disk import write_text
 from rlft.data.preferences import EncodedPair, PairStream, Preference, encode_pairs, load_preferences
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError, DataError
@@ -24,6 +25,8 @@ from rlft.report import summary
 from rlft.report.preferences import PreferenceReport
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
+from rlft.runs.checkpoints import PROGRESS, writing
+from rlft.runs.preflight import check_room, check_run_dir, check_savable, num_saves, tell
 from rlft.runs.start import ray_session, start_ranks
 
 SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout", "critic", "stages")
@@ -62,6 +65,7 @@ def train_rm(
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
     """
     _check_applies(config)
+    check_run_dir(config.run_dir)
     check_model(config.model)
     source = Source(config.model, chat_template=config.chat_template)
     encoder = load_encoder(source, load_config(source))
@@ -70,9 +74,12 @@ def train_rm(
     if config.eval.data.source or eval_pairs is not None:
         held, bad_held = _load("eval.data", config.eval.data, config, eval_pairs, encoder)
         bad += bad_held
+    check_savable(config.model, encoder.tokenizer)
+    told = check_room(config, num_saves([config]), keeps_state=False)
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(bad)
+        tell(tracker, told)
         with ray_session(config, address, rollouts=False):
             lengths = np.array([pair.answer_tokens for pair in held]).reshape(-1, 2)
             return asyncio.run(_train(config, train, _Held(held, lengths, {}), source.chat_template, folder, tracker))
@@ -99,8 +106,9 @@ async def _train(
             await measure(step)
         if last or (config.tracking.save_every and step % config.tracking.save_every == 0):
             target = folder.checkpoints.resolve() / f"step-{step:06d}"
-            await learner.save(target)
-            (target / "progress.json").write_text(json.dumps({"step": step, "position": stream.position}))
+            with writing(target):
+                await learner.save(target)
+                write_text(target / PROGRESS, json.dumps({"step": step, "position": stream.position}))
 
     await measure(0)
     # The loop hands batches and the loss on to the learner without looking at them.

@@ -11,6 +11,7 @@ from rlft.actors.learner import Learner
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.config import RunConfig, check_model
+from rlft.data.disk import write_text
 from rlft.data.stream import TaskStream
 from rlft.errors import ConfigError, DataError
 from rlft.learner.batching import assign
@@ -19,7 +20,7 @@ from rlft.loop import learn
 from rlft.report import summary
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rollout.renderer import Renderer, load_renderer
-from rlft.runs.checkpoints import Saved, last
+from rlft.runs.checkpoints import PROGRESS, Saved, last, writing
 from rlft.runs.evaluation import evaluate_policy
 from rlft.runs.parts import Parts, load_source, prepare
 from rlft.runs.preflight import check_run_dir, check_vocabulary, look_ahead, num_saves, tell, with_context
@@ -58,7 +59,9 @@ def train(
     check_run_dir(config.run_dir)
     config = with_context(config)
     stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
-    told = look_ahead(config, stages[0].parts.renderer, num_saves([stage.config for stage in stages]), _critic(stages))
+    told = look_ahead(
+        config, stages[0].parts.renderer, num_saves([stage.config for stage in stages]), _critic(stages), config.tracking.save_state
+    )
     folder = RunFolder.resume(config.run_dir, config) if resume else RunFolder.create(config.run_dir, config, overwrite)
     saved = _begin_again(folder, stages) if resume else Saved()
     with Tracker(folder, config) as tracker:
@@ -161,8 +164,9 @@ async def _evaluate(config: RunConfig, parts: Parts, folder: RunFolder, tracker:
 async def _save(learner: Learner, folder: RunFolder, step: int, position: int) -> None:
     """A checkpoint, and beside its weights how far the run was: steps done and tasks drawn."""
     target = folder.checkpoints.resolve() / f"step-{step:06d}"
-    await learner.save(target)
-    (target / "progress.json").write_text(json.dumps({"step": step, "position": position}))
+    with writing(target):
+        await learner.save(target)
+        write_text(target / PROGRESS, json.dumps({"step": step, "position": position}))
 
 
 def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -> Iterator[list[GroupRef]]:

@@ -22,14 +22,15 @@ from rlft.actors.rollout_worker import RolloutWorker
 from rlft.actors.rollouts import Grading, Probe, Rollouts
 from rlft.actors.weight_transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm, Need
-from rlft.config import CriticConfig, RunConfig, check_model
+from rlft.config import CriticConfig, RolloutConfig, RunConfig, check_model
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError, StallError
 from rlft.names import bind
 from rlft.rewards.compose import PackedGrader
-from rlft.rewards.grader import UsesEngines
+from rlft.rewards.grader import EngineSize, SizesEngines, UsesEngines
 from rlft.rewards.learned.judge import POLICY
 from rlft.rollout.renderer import Renderer
+from rlft.runs.limits import context_length
 from rlft.types import Task
 
 PROBE_SHAPE = (4, 32)  # sequences, tokens
@@ -227,7 +228,10 @@ def start_rollouts(
     slot = Slot(pool.cpus, pool.gpus)
     rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
     slot = Slot(rollout.cpus, rollout.gpus * rollout.tensor_parallel_size)
-    judges = {model: [spawn(JudgeEngine, slot, absolute(model), rollout, config.seed)] for model in judge_models(grader)}
+    judges = {
+        model: [spawn(JudgeEngine, slot, absolute(model), judge_rollout(rollout, model, size), config.seed)]
+        for model, size in judge_models(grader).items()
+    }
     graders = [Grading(worker, rollout.timeout_s) for worker in rewards]
     cpus, gpus = rollout.cpus, rollout.gpus * rollout.tensor_parallel_size
     found = config.model_copy(update={"model": absolute(config.model), "chat_template": absolute(config.chat_template)})
@@ -243,10 +247,28 @@ def start_rollouts(
     return Rollouts(workers, config, make_probe(config, renderer), starting, origin.steps_done, steps, origin.num_groups, helpers)
 
 
-def judge_models(grader: PackedGrader) -> list[str]:
-    """Models that rewards ask and that are not the policy: each gets an engine of its own, as large as a rollout worker's."""
-    asked = [model for scorer in grader.scorers.values() if isinstance(scorer, UsesEngines) for model in scorer.engines]
-    return [model for model in dict.fromkeys(asked) if model != POLICY]
+def judge_models(grader: PackedGrader) -> dict[str, EngineSize]:
+    """Models that rewards ask and that are not the policy: each gets an engine of its own, large enough for all who ask it."""
+    sizes: dict[str, EngineSize] = {}
+    for scorer in grader.scorers.values():
+        if not isinstance(scorer, UsesEngines):
+            continue
+        size = scorer.engine_size if isinstance(scorer, SizesEngines) else EngineSize()
+        for model in scorer.engines:
+            if model != POLICY:
+                sizes[model] = sizes[model].both(size) if model in sizes else size
+    return sizes
+
+
+def judge_rollout(rollout: RolloutConfig, model: str, size: EngineSize) -> RolloutConfig:
+    """The options of a judge's engine: its own size, and the precision and devices of a rollout worker's.
+
+    Raises:
+        ConfigError: no such model, or one with fewer positions than asked for.
+    """
+    check_model(model)
+    length = context_length(model, size.max_model_len, "the judge's max_model_len")
+    return rollout.model_copy(update={"max_model_len": length, "max_num_seqs": size.max_num_seqs, "memory": size.memory})
 
 
 def absolute(name: str) -> str:

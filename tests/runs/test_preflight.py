@@ -3,16 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen2Config
 
-from rlft.config import StageConfig, validate
+from rlft.config import RolloutConfig, StageConfig, validate
 from rlft.errors import ConfigError
 from rlft.learner.policy import save_model
+from rlft.rewards.grader import EngineSize
+from rlft.rewards.learned.judge import Judge
 from rlft.runs.limits import context_length, positions, tokens_without_embedding
 from rlft.runs.preflight import check_savable, check_vocabulary, num_parameters, num_saves, room_for, with_context
+from rlft.runs.start import judge_models, judge_rollout
 
 
 @pytest.fixture
@@ -109,3 +113,23 @@ def test_a_disk_without_room_is_refused_for_the_first_checkpoint_and_told_for_th
     assert "3 checkpoints take about 90 GB (10 GB of weights and 30 GB of optimizer state" in told and "has 89 GB left" in told
     with pytest.raises(ConfigError, match=r"a checkpoint takes about 40 GB .* the disk of run_dir 'runs/a' has 39 GB left"):
         room_for(10 * 10**9, 30 * 10**9, 3, 39 * 10**9, "runs/a")
+
+
+def test_a_judges_engine_has_its_own_size_and_not_the_policys(model):
+    policy = RolloutConfig(max_model_len=256, max_num_seqs=8, memory=0.2, max_tokens=8, dtype="bfloat16")
+    judging = judge_rollout(policy, str(model), EngineSize(memory=2.0))
+    assert (judging.max_model_len, judging.max_num_seqs, judging.memory, judging.dtype) == (1024, 64, 2.0, "bfloat16")
+    with pytest.raises(ConfigError, match=r"the judge's max_model_len 2048: model .* has 1024 positions"):
+        judge_rollout(policy, str(model), EngineSize(max_model_len=2048))
+
+
+def test_judges_of_one_model_share_an_engine_that_is_large_enough_for_both():
+    judges = [
+        Judge(models=["a", "b"], max_model_len=512, memory=2.0),
+        Judge(model="b", max_model_len=900, max_num_seqs=99),
+        Judge(model="c", max_model_len=900),
+        Judge(model="c"),  # as much as the model usually has
+        Judge(model="policy"),
+    ]
+    sizes = judge_models(SimpleNamespace(scorers=dict(enumerate(judges))))
+    assert sizes == {"a": EngineSize(512, 64, 2.0), "b": EngineSize(900, 99, 2.0), "c": EngineSize()}

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+import resource
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from rlft.data.ledger import Ledger, Record
 from rlft.envs.attempts import Attempts
 from rlft.envs.reflect import ReflectRetry
 from rlft.envs.single_turn import SingleTurn
-from rlft.errors import ConfigError, DataError
+from rlft.errors import ConfigError, DataError, SaveError
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.compose import compose, pack
 from rlft.runs import checkpoints, stages
@@ -226,6 +228,17 @@ def test_what_was_recorded_after_a_checkpoint_is_dropped(tmp_path):
     assert folder.alarms.read_text() == '{"name": "length", "step": 1}\n'
 
 
+@contextmanager
+def small_files(limit=64):
+    """No file of this process grows beyond `limit` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class Counted(FakeRollouts):
     """Fakes that note what they play."""
 
@@ -241,10 +254,11 @@ class Counted(FakeRollouts):
 
 
 class Toy:
-    """A run of stages whose actors are fakes in this process; `fails_at` is a step that the learner does not survive."""
+    """A run of stages whose actors are fakes in this process; `fails_at` is a step that the learner does not survive,
+    `full_at` one whose checkpoint is larger than a file may be."""
 
-    def __init__(self, tmp_path, monkeypatch, config, fails_at=None):
-        self.config, self.fails_at = config, fails_at
+    def __init__(self, tmp_path, monkeypatch, config, fails_at=None, full_at=None):
+        self.config, self.fails_at, self.full_at = config, fails_at, full_at
         self.drawn, self.evaluated, self.crews = [], 0, []
         grader = pack(compose({"exact_match": 1.0}))
         own = [config.of_stage(i) for i in range(len(config.stages))]
@@ -265,6 +279,10 @@ class Toy:
                 if self.step == toy.fails_at:
                     raise RuntimeError("killed")
                 return await super().update(groups, algorithm, setting)
+
+            async def save(self, target, state=False):
+                with small_files() if self.step == toy.full_at else nullcontext():
+                    await super().save(target, state)
 
         async def grade(groups):
             return [replace(g, trajectories=tuple(replace(t, reward=float(t.index % 2)) for t in g.trajectories)) for g in groups]
@@ -322,6 +340,27 @@ def test_a_stage_ends_early_by_its_rule_and_the_next_one_begins_there(tmp_path, 
     toy = Toy(tmp_path, monkeypatch, run_file({"steps": 50, "until": until}, {"steps": 1}))
     toy.run()
     assert toy.crews[2] == (1, 2, "step-000002") and toy.folder.rows()[-1]["step"] == 3
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it_to_go_on_from(tmp_path, monkeypatch):
+    config = run_file(*TWO, tracking={"save_every": 1})
+    toy = Toy(tmp_path, monkeypatch, config, full_at=4)
+    with pytest.raises(SaveError, match=r"step-000004 could not be written: .*File too large.*last complete .* step-000003, from"):
+        toy.run()
+    saves = toy.folder.checkpoints
+    assert sorted(path.name for path in saves.iterdir()) == ["step-000001", "step-000002", "step-000003"]
+    assert (saves / "step-000003" / "state").is_dir()  # the newest one's optimizer is there still
+    again = Toy(tmp_path, monkeypatch, config)
+    assert again.run()["steps"] == 5 and again.crews[0] == (1, 3, "step-000003")
+
+
+def test_a_first_checkpoint_that_cannot_be_written_says_that_there_is_none(tmp_path):
+    with pytest.raises(SaveError, match="step-000001 could not be written: ValueError; there is none before it"), checkpoints.writing(
+        tmp_path / "step-000001"
+    ):
+        raise ValueError
+    with checkpoints.writing(tmp_path / "step-000001"):  # the control
+        pass
 
 
 @pytest.mark.parametrize(("dies", "goes_on", "before"), [(2, (0, 1, ""), 1), (4, (1, 3, "step-000003"), 3), (5, (1, 4, "step-000003"), 4)])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from jinja2 import Template
 
 from rlft.errors import ConfigError, RewardError, TaskError
-from rlft.rewards.grader import defaults
+from rlft.rewards.grader import EngineSize, defaults
 from rlft.rewards.learned.calls import Caller, Complete, Endpoint, Replies
 from rlft.rewards.learned.prompts import answer_of, compiled, load_template, question_of, render
 from rlft.rewards.learned.verdicts import Mode, both_orders, pairings, rationale, spread, verdict_of, weighted_share
@@ -50,6 +50,8 @@ class Judge:
         seed: of sampling, opponents and fences.
         concurrency: requests in flight, of each reward worker.
         retries, call_timeout_s: of one request.
+        max_model_len, max_num_seqs, memory: of the judge's own engine, see `EngineSize`. A prompt that leaves no room in it
+            leaves its trajectory ungraded.
         budget_calls, budget_tokens: that this reward worker may spend in the run; 0: no limit.
         cache: SQLite file in which replies outlive the run; "": in memory.
         reference: show the task's answer to the judge, where it has one.
@@ -78,6 +80,9 @@ class Judge:
     concurrency: int = 32
     retries: int = 3
     call_timeout_s: float = 120.0
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    memory: float = 0.9
     budget_calls: int = 0
     budget_tokens: int = 0
     cache: str = ""
@@ -119,6 +124,11 @@ class Judge:
     def engines(self) -> tuple[str, ...]:
         """Models that run on rlft's engines and must be connected before the start: "policy" or folders."""
         return () if self.base_url else self.jurors
+
+    @property
+    def engine_size(self) -> EngineSize:
+        """Of the engines that are not the policy's."""
+        return EngineSize(self.max_model_len, self.max_num_seqs, self.memory)
 
     def connect(self, engines: Mapping[str, Complete]) -> None:
         """Say what completes for each of `engines`. Called in the reward worker, before `start`."""
@@ -249,10 +259,12 @@ class Judge:
 
     def _check_numbers(self) -> None:
         least = {"votes": 1, "max_tokens": 1, "concurrency": 1, "retries": 0, "budget_calls": 0, "budget_tokens": 0, "opponents": 0}
-        for name, low in least.items():
+        for name, low in {**least, "max_model_len": 0, "max_num_seqs": 1}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigError(f"judge: {name} {value!r}; expected a whole number from {low}")
+        if not self.memory > 0:
+            raise ConfigError(f"judge: memory {self.memory!r}; expected a share of GPU memory, or GiB on CPU, above 0")
         if not self.temperature >= 0 or not self.call_timeout_s > 0:
             raise ConfigError(f"judge: temperature {self.temperature!r} must be at least 0, call_timeout_s {self.call_timeout_s!r} above 0")
         if len(self.scale) != 2 or not self.scale[0] < self.scale[1]:
@@ -266,6 +278,7 @@ class Judge:
             (("opponents", "conflict"), self.mode == "pairwise", "needs mode = 'pairwise'"),
             (("rubric",), self.mode == "rubric", "needs mode = 'rubric'"),
             (("key_env", "retries", "call_timeout_s"), bool(self.base_url), "needs base_url"),
+            (("max_model_len", "max_num_seqs", "memory"), bool({*self.engines} - {POLICY}), "needs an engine of the judge's own"),
             (("cache",), POLICY not in self.engines, "cannot keep what the policy says: it changes as it learns"),
         ]
         for names, applies, reason in rules:
