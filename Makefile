@@ -1,5 +1,5 @@
-# `make demo` and `make test` need Linux, Python 3.11 with its headers, a C++ compiler and a package index; the rest is set up in .venv.
-# Variables: PYTHON, DEVICE=cpu|gpu (which lock is installed), SEED (of the demo), UPGRADE=1 (newest versions in `make lock`).
+# `make demo`, `make demo-real` and `make test` need Linux, Python 3.11 with its headers, a C++ compiler and a package index; the rest is set up in .venv.
+# Variables: PYTHON, DEVICE=cpu|gpu (which lock is installed), SEED (of the demos), UPGRADE=1 (newest versions in `make lock`).
 PYTHON ?= python3.11
 DEVICE ?= cpu
 SEED ?= 0
@@ -40,12 +40,15 @@ READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256s
 COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --extra real --override requirements/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: setup demo test test-unit test-nightly lint mutate lock clean
+.PHONY: setup demo demo-real test test-unit test-nightly lint mutate lock clean
 
 setup: $(READY)
 
 demo: $(READY)
 	.venv/bin/rlft demo --seed $(SEED)
+
+demo-real: $(READY)
+	.venv/bin/rlft demo --model smollm2 --seed $(SEED)
 
 test: $(READY)
 	.venv/bin/pytest

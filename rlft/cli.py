@@ -138,28 +138,35 @@ def starter(
     seed: Annotated[int, typer.Option(help="seed of the tiny model and its warm start")] = 0,
 ) -> None:
     """Make a model to start from: a small one, warm-started on noisy additions, or a real one out of a Python package."""
-    if model == "smollm2":
-        if seed:
-            raise ConfigError(f"--seed {seed}: nothing about smollm2 is random; leave it out")
-        from rlft.recipes.smollm2 import build_smollm2
-
-        print(f"starter policy: {build_smollm2(out or Path('runs/smollm2'))}")
-        return
-    from rlft.recipes.starter import build_starter
-
-    print(f"starter policy: {build_starter(out or Path('runs/starter'), seed)}")
+    if model == "smollm2" and seed:
+        raise ConfigError(f"--seed {seed}: nothing about smollm2 is random; leave it out")
+    print(f"starter policy: {_build(model, out or Path('runs/starter' if model == 'tiny' else 'runs/smollm2'), seed)}")
 
 
 @app.command()
-def demo(seed: Seed = 0, set: Set = None) -> None:
-    """Make the starter policy and train it with GRPO on additions it has never seen."""
-    from rlft.recipes.starter import build_starter
-    from rlft.runs import run as runs
+def demo(
+    model: Annotated[StarterModel, typer.Option(help="tiny: a model made here, on additions; smollm2: a real one, on sentences")] = "tiny",
+    seed: Seed = 0,
+    set: Set = None,
+) -> None:
+    """Make a model to start from and train it with GRPO on tasks it has never seen."""
+    from rlft.runs import run
 
-    model = build_starter(Path(f"runs/starter-{seed}"), seed)
-    seeded = [f"model={model}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]
-    config = load("demo", [*seeded, *(set or ())])
-    runs.train(config, overwrite=Path(config.run_dir).exists())
+    recipe, folder = ("demo", f"runs/starter-{seed}") if model == "tiny" else ("sentences", "runs/smollm2")
+    made = _build(model, Path(folder), seed)
+    seeded = [f"model={made}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]
+    config = load(recipe, [*seeded, *(set or ())])
+    run.train(config, overwrite=Path(config.run_dir).exists())
+
+
+def _build(model: StarterModel, folder: Path, seed: int) -> Path:
+    if model == "smollm2":
+        from rlft.recipes.smollm2 import build_smollm2
+
+        return build_smollm2(folder)
+    from rlft.recipes.starter import build_starter
+
+    return build_starter(folder, seed)
 
 
 def main() -> None:

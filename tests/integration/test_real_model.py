@@ -1,0 +1,81 @@
+"""SmolLM2 through a whole run: GRPO, saved, resumed from what was saved, and able to talk after that."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rlft
+from rlft.config import validate
+from rlft.recipes.smollm2 import GREEDY, greedy
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def vowels(task, trajectory):
+    """Share of vowels in what was said: every group has a spread."""
+    text = trajectory.text.lower()
+    return sum(char in "aeiou" for char in text) / max(1, len(text))
+
+
+def knows(task, trajectory):
+    return float(task.answer in trajectory.text)
+
+
+def run_file(folder, model):
+    asked = [GREEDY[0], "What is the capital of Italy?"]
+    rows = [{"prompt": question, "answer": answer} for question, answer in zip(asked, ("Paris", "Rome"), strict=True)]
+    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return validate(
+        {
+            "model": model,
+            "steps": 2,
+            "tasks_per_step": 2,
+            "run_dir": str(folder / "run"),
+            "data": {"source": str(folder / "tasks.jsonl")},
+            "reward": {f"{__name__}:vowels": 1.0, f"{__name__}:knows": 0.0},
+            "rollout": {"group_size": 4, "max_tokens": 10, "max_model_len": 64, "max_num_seqs": 16, "memory": 0.5},
+            "learner": {"lr": 1e-6},
+            "eval": {"samples": 1, "greedy": True, "max_tokens": 10, "metric": "knows", "data": {"source": str(folder / "tasks.jsonl")}},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(smollm2, tmp_path_factory):
+    """The folder of a run of two steps that went on for a third from its checkpoint, and what the summary said each time."""
+    folder = tmp_path_factory.mktemp("real")
+    config = run_file(folder, smollm2)
+    first = rlft.train(config)
+    second = rlft.train(config.model_copy(update={"steps": 3}), resume=True)
+    return folder / "run", first, second
+
+
+def test_it_trains_publishes_and_goes_on_from_its_checkpoint(run):
+    folder, _, _ = run
+    steps = [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "reward/mean" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert all(row["learner/num_trained_tokens"] > 0 and row["grad/norm"] > 0 for row in steps)
+
+
+def test_the_checkpoint_differs_from_the_start_by_small_steps_and_has_all_that_a_model_folder_needs(run, smollm2):
+    _, first, second = run
+    before, middle, after = (load_file(Path(path) / "model.safetensors") for path in (smollm2, first["checkpoint"], second["checkpoint"]))
+    assert before.keys() == middle.keys() == after.keys()
+    for one, other, steps in ((before, middle, 2), (middle, after, 1)):
+        moved = max((one[name] - other[name]).abs().max().item() for name in one)
+        assert 0 < moved <= 1.1e-6 * steps + 1e-7  # a step of AdamW moves a weight by about the learning rate
+    saved, made = (AutoTokenizer.from_pretrained(path) for path in (second["checkpoint"], smollm2))
+    assert saved.chat_template == made.chat_template and saved.get_vocab() == made.get_vocab()
+
+
+def test_it_still_talks_in_the_engine_and_in_transformers(run):
+    _, first, second = run
+    assert first["eval_end_greedy"] == second["eval_end_greedy"] == 1.0  # by the engine that was loaded from the checkpoint
+    model = AutoModelForCausalLM.from_pretrained(second["checkpoint"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(second["checkpoint"])
+    assert greedy(model, tokenizer, GREEDY[0]) == GREEDY[1]
+    assert GREEDY[1] not in greedy(model, tokenizer, "What is the capital of Italy?")
