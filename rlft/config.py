@@ -101,7 +101,7 @@ class LearnerConfig(Section):
     num_ranks: int = Field(default=1, ge=1)
     cpus: float = Field(default=1, gt=0)  # per rank
     gpus: float = Field(default=0, ge=0)  # per rank
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[0, 1, 2, 3] | None = None  # unset: by ranks, dtype and memory (learner/memory.py)
     offload_optimizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     lr: float = Field(default=1e-6, gt=0)
@@ -369,7 +369,7 @@ def _check_options_apply(config: RunConfig) -> None:
     rules: list[tuple[Section, tuple[str, ...], bool, str]] = [
         (learner, ("lora_alpha", "lora_targets"), learner.lora_rank > 0, "needs lora_rank > 0"),
         (learner, ("min_lr_ratio",), learner.schedule != "constant", "needs schedule = 'linear' or 'cosine'"),
-        (learner, ("offload_optimizer",), learner.zero_stage in (1, 2, 3) or not learner.offload_optimizer, "needs zero_stage 1, 2 or 3"),
+        (learner, ("offload_optimizer",), learner.zero_stage != 0, "needs zero_stage 1, 2 or 3"),
         (rollout, ("top_p", "top_k", "min_p"), rollout.temperature > 0, "has no effect at temperature 0"),
         (rollout, ("max_refills",), rollout.drop_no_signal, "needs drop_no_signal = true"),
         (config.tracking, ("wandb_project",), config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),

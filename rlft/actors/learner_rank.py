@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,21 @@ from torch import Tensor
 
 from rlft.actors.buckets import pack
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
-from rlft.algorithms.base import Algorithm
-from rlft.algorithms.corrections import mismatch
+from rlft.algorithms.base import Algorithm, Need
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.config import CriticConfig, LearnerConfig
 from rlft.errors import ConfigError, NonFiniteError
-from rlft.learner.batching import collate, empty_batch, micro_batches, minibatches
+from rlft.learner.batching import collate, empty_batch, micro_batches
 from rlft.learner.critic import explained_variance, load_critic
+from rlft.learner.memory import choose_stage
 from rlft.learner.meter import Meter
 from rlft.learner.policy import adapters_off, buckets, exports, load_policy, save_model
 from rlft.learner.rows import Row, RowBlock, unpack_rows
 from rlft.learner.schedule import lr_factor
-from rlft.types import Batch, Setting, Source, Unit
+from rlft.learner.step import Part, early_needs, late_needs, measure_rollout_gap, num_signals, parts, with_own_old_logprobs, with_setting
+from rlft.types import Batch, Setting, Unit
 
 PAD_ID = 0  # any id does: padding is known by its source, and right padding is never attended to
-
-
-@dataclass(frozen=True)
-class Part:
-    """The trajectories of one optimizer step, and its place among the steps of an update."""
-
-    batch: Batch
-    done: float  # share of the steps before it
-    share: float  # of one step
 
 
 class LearnerRank:
@@ -93,6 +85,7 @@ class LearnerRank:
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
         dtype = zero.training_dtype(config, self._device)
         bf16 = dtype == torch.bfloat16
+        config = self._config = config.model_copy(update={"zero_stage": choose_stage(config, world_size, bf16)})
         torch.manual_seed(seed)  # adapters start equal on every rank
         load = {"dtype": dtype, "logprob_chunk": config.logprob_chunk}
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
@@ -115,7 +108,8 @@ class LearnerRank:
             self._load_state(Path(state))
 
     def update(self, algorithm: Algorithm, setting: Setting, *blocks: RowBlock) -> dict[str, float]:
-        """Train on this rank's rows and return metrics over all ranks.
+        """Train on this rank's rows and return metrics over all ranks. A step without signal on any rank (`num_signals`)
+        moves nothing, where AdamW's momentum would still move the weights; the schedules go on.
 
         Args:
             setting: what the driver decided for this step.
@@ -128,18 +122,24 @@ class LearnerRank:
         self._temperature = setting.temperature
         rows = [row for block in blocks for row in unpack_rows(block)]
         batch = collate(rows, PAD_ID, algorithm.tags, algorithm.parts) if rows else empty_batch(PAD_ID, algorithm.parts)
-        batch = _told(batch, rows, setting)
+        batch = with_setting(batch, rows, setting)
         meter = Meter(self._device)
         meter.timed("time/learner_collate_s", start)
         start = time.perf_counter()
-        batch = self._annotate(batch, algorithm)
-        _measure_rollout_gap(batch, meter)
+        batch = self._annotate(batch, algorithm, early_needs(algorithm))
         batch = algorithm.advantages(batch, self._reduce)
         if batch.values is not None and batch.returns is not None:
             explained = explained_variance(batch.returns, batch.values, batch.loss_mask, self._reduce)
             meter.average("critic/explained_variance", explained)
+        has_signal = bool(self._reduce(num_signals(batch, algorithm)))
+        if has_signal:
+            steps = 0 if self._critic is not None and self._warming_up else self._config.num_epochs * self._config.num_minibatches
+            batch = self._annotate(batch, algorithm, late_needs(algorithm, steps))
+        measure_rollout_gap(batch, meter)
         meter.timed("time/learner_annotate_s", start)
-        self._train(batch, algorithm, meter, rows)
+        meter.count("learner/no_signal", 0 if has_signal else 1)
+        if has_signal:
+            self._train(batch, algorithm, meter, rows)
         self._updates += 1
         self._critic_updates += 1
         return meter.totals()
@@ -225,15 +225,20 @@ class LearnerRank:
         """Everything that trains, by name."""
         return [("policy", self._engine), *([("critic", self._critic)] if self._critic is not None else [])]
 
-    def _annotate(self, batch: Batch, algorithm: Algorithm) -> Batch:
-        """Fill what the algorithm needs of the models: no gradient, weights of the update's start."""
-        if "values" in algorithm.needs:
+    @property
+    def _warming_up(self) -> bool:
+        """Whether only the critic learns in this update."""
+        return self._critic_config is not None and self._critic_updates < self._critic_config.warmup_steps
+
+    def _annotate(self, batch: Batch, algorithm: Algorithm, needs: frozenset[Need]) -> Batch:
+        """Fill streams that the algorithm needs of the models: no gradient, weights of the update's start."""
+        if "values" in needs:
             if self._critic_config is None:
                 raise ConfigError(f"algorithm {algorithm.name!r} needs values: start the learner with a critic")
             batch = replace(batch, values=self._score(batch, self._values))
-        if "old_logprobs" in algorithm.needs:
+        if "old_logprobs" in needs:
             batch = replace(batch, old_logprobs=self._score(batch, lambda micro: self._forward(self._engine.module, micro)[0]))
-        if "ref_logprobs" in algorithm.needs:
+        if "ref_logprobs" in needs:
             if not self._can_refer:
                 raise ConfigError(f"algorithm {algorithm.name!r} needs ref_logprobs: start the learner with a reference")
             frozen = self._reference or self._engine.module
@@ -271,14 +276,14 @@ class LearnerRank:
         """The optimizer steps of one update: a critic of its own first, then the policy unless the critic warms up."""
         generator = torch.Generator().manual_seed(self._seed * 2**32 + self._updates)  # so a resumed run draws the same
         critic, config = self._critic_config, self._config
-        warming_up = critic is not None and self._critic_updates < critic.warmup_steps
+        warming_up = self._warming_up
         if self._critic is not None and critic is not None:
             epochs, number = critic.num_epochs or config.num_epochs, critic.num_minibatches or config.num_minibatches
-            for part in _parts(batch, epochs, number, generator):
+            for part in parts(batch, epochs, number, generator):
                 loss = partial(self._critic_loss, part=part, algorithm=algorithm, meter=meter)
                 self._learn(self._critic, part, algorithm, loss, meter, rows, "critic/grad_norm")
         if self._critic is None or not warming_up:
-            for part in _parts(batch, config.num_epochs, config.num_minibatches, generator):
+            for part in parts(batch, config.num_epochs, config.num_minibatches, generator):
                 loss = partial(self._loss, part=part, algorithm=algorithm, meter=meter, warming_up=warming_up)
                 factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm", freeze_body=warming_up)
                 meter.average("learner/lr", config.lr * factor)
@@ -320,8 +325,12 @@ class LearnerRank:
 
     def _loss(self, micro: Batch, part: Part, algorithm: Algorithm, meter: Meter, warming_up: bool) -> Tensor:
         """The policy's share of a micro-batch in the step's loss, and the critic's where they share a body."""
-        assert micro.loss_weights is not None
         logprobs, entropy, values = self._forward(self._engine, micro, not warming_up)
+        filled = with_own_old_logprobs(micro, logprobs, algorithm)
+        if filled is not micro:
+            measure_rollout_gap(filled, meter)
+        micro = filled
+        assert micro.loss_weights is not None
         per_token, metrics = algorithm.loss(logprobs, replace(micro, entropy=entropy))
         loss = weighted_sum(per_token, micro.loss_weights)
         meter.add("loss/policy", loss.detach() * part.share)
@@ -350,7 +359,7 @@ class LearnerRank:
     def _step(self, engine: Any, factor: float, meter: Meter, norm_name: str, freeze_body: bool) -> None:
         """Apply the gradient, or skip it on every rank where it is not finite."""
         start = time.perf_counter()
-        norm = self._zero.step(engine, factor, freeze_body)
+        norm = self._zero.step(engine, factor, self._config.grad_clip, freeze_body)
         self._skipped[norm_name] = 0 if norm is not None else self._skipped[norm_name] + 1
         meter.count("learner/num_skipped", 0 if norm is not None else 1)
         if norm is not None:
@@ -362,7 +371,8 @@ class LearnerRank:
         from safetensors.torch import save_file
 
         def loss(micro: Batch) -> Tensor:
-            return algorithm.loss(self._forward(self._engine.module, micro)[0], micro)[0]
+            logprobs = self._forward(self._engine.module, micro)[0]
+            return algorithm.loss(logprobs, with_own_old_logprobs(micro, logprobs, algorithm))[0]
 
         losses = self._score(part, loss)
         self._dump_dir.mkdir(parents=True, exist_ok=True)
@@ -382,11 +392,6 @@ class LearnerRank:
         return total.to(x.device)
 
 
-def _parts(batch: Batch, num_epochs: int, num_minibatches: int, generator: torch.Generator) -> list[Part]:
-    parts = [part for _ in range(num_epochs) for part in minibatches(batch, num_minibatches, generator)]
-    return [Part(part, i / len(parts), 1 / len(parts)) for i, part in enumerate(parts)]
-
-
 def free_address() -> tuple[str, int]:
     """Address of this node and a port that is free on it."""
     import socket
@@ -396,22 +401,3 @@ def free_address() -> tuple[str, int]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
-def _told(batch: Batch, rows: Sequence[Row], setting: Setting) -> Batch:
-    """The batch with the numbers that the driver sent along: pass rates by group, controls on every token."""
-    rates = [setting.pass_rates.get(row.group_id, 0.5) for row in rows] or [0.5]
-    controls = {name: torch.full_like(batch.rewards, value) for name, value in setting.controls.items()}
-    return replace(batch, pass_rates=torch.tensor(rates), **controls)
-
-
-def _measure_rollout_gap(batch: Batch, meter: Meter) -> None:
-    """How far the engine's log-probabilities are from the learner's, on tokens that the policy sampled."""
-    if batch.old_logprobs is None:
-        return
-    sampled = batch.loss_mask & (batch.sources == Source.POLICY)
-    gap = torch.where(sampled, batch.rollout_logprobs - batch.old_logprobs, 0.0)
-    meter.add_ratio("kl/rollout", gap.sum(), sampled.sum())
-    meter.most("kl/rollout_abs_max", gap.abs().max())
-    for name, distance in mismatch(batch.old_logprobs, batch.rollout_logprobs).items():
-        meter.add_ratio(name, torch.where(sampled, distance, 0.0).sum(), sampled.sum())

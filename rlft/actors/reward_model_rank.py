@@ -18,6 +18,7 @@ from rlft.actors.score_model import load_score_model
 from rlft.config import LearnerConfig
 from rlft.data.preferences import EncodedPair
 from rlft.errors import NonFiniteError
+from rlft.learner.memory import choose_stage
 from rlft.learner.meter import Meter
 from rlft.learner.policy import buckets, exports, save_model
 from rlft.learner.schedule import lr_factor
@@ -59,9 +60,11 @@ class RewardModelRank:
 
         from rlft.actors import zero
 
-        self._zero, self._config, self._rank, self._world_size = zero, config, rank, world_size
+        self._zero, self._rank, self._world_size = zero, rank, world_size
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
         dtype = zero.training_dtype(config, self._device)
+        stage = choose_stage(config, world_size, dtype == torch.bfloat16)
+        config = self._config = config.model_copy(update={"zero_stage": stage})
         self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self._tokenizer.chat_template = chat_template or self._tokenizer.chat_template
         pad_id = self._tokenizer.eos_token_id if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
@@ -164,7 +167,7 @@ class RewardModelRank:
         """Apply the gradient, or skip it on every rank where it is not finite. Returns the learning rate."""
         config = self._config
         factor = lr_factor(self._steps, self._total_steps, config.schedule, config.warmup_steps, config.min_lr_ratio)
-        norm = self._zero.step(self._engine, factor)
+        norm = self._zero.step(self._engine, factor, config.grad_clip)
         self._steps += 1
         self._skipped_in_a_row = 0 if norm is not None else self._skipped_in_a_row + 1
         meter.count("learner/num_skipped", 0 if norm is not None else 1)

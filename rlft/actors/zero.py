@@ -74,18 +74,15 @@ def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool, head_lr: 
     """
     import deepspeed
 
-    heads = {id(p) for name, p in policy.named_parameters() if name.startswith("value_head.")} if head_lr is not None else set()
-    body = [p for p in policy.parameters() if p.requires_grad and id(p) not in heads]
-    trained: list[Any] = [{"params": body, "lr": config.lr}]
-    if heads:
-        trained.append({"params": [p for p in policy.parameters() if id(p) in heads], "lr": head_lr})
+    assert config.zero_stage is not None, "the stage is chosen before an engine starts"
+    trained: Any = parameter_groups(policy, config.lr, config.weight_decay, head_lr)
     adamw = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     zero = _zero_section(policy, config.zero_stage)
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     settings = _settings(zero, bf16) | {
         "optimizer": {"type": "AdamW", "params": adamw},
-        "gradient_clipping": config.grad_clip,
+        "gradient_clipping": config.grad_clip if config.zero_stage else 0.0,  # without ZeRO `step` clips
         "managed_gradient_accumulation": False,
         "zero_force_ds_cpu_optimizer": False,
     }
@@ -107,28 +104,53 @@ def shard_frozen(policy: Any, config: LearnerConfig, bf16: bool) -> Any:
     return policy
 
 
-def step(engine: Any, lr_factor: float, freeze_body: bool = False) -> float | None:
+def step(engine: Any, lr_factor: float, grad_clip: float, freeze_body: bool = False) -> float | None:
     """Apply the accumulated gradients at `lr_factor` times each parameter's peak learning rate, and forget them.
 
     Args:
+        grad_clip: largest norm of the whole gradient; with ZeRO it is the one that the engine was started with.
         freeze_body: leave all but the value head as it is; weight decay would move it even where its gradient is 0.
 
     Returns:
         Norm of the whole gradient before clipping; None where it was not finite on some rank and
         no rank changed a weight.
     """
-    for number, group in enumerate(engine.optimizer.param_groups):
-        group["lr"] = 0.0 if freeze_body and number == 0 else group["initial_lr"] * lr_factor
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0 if freeze_body and group["body"] else group["initial_lr"] * lr_factor
     if engine.zero_optimization():
         engine.step()  # ZeRO itself skips when the norm over all ranks is not finite
         return float(engine.get_global_grad_norm()) if engine.was_step_applied() else None
-    engine.buffered_allreduce_fallback()
-    norm = float(nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None]))
+    if torch.distributed.get_world_size() > 1:  # with one rank it would copy every gradient for nothing
+        engine.buffered_allreduce_fallback()
+    trained = [p for p in engine.module.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = float(total)
     if not math.isfinite(norm):
         engine.zero_grad()
         return None
+    if norm > grad_clip:
+        nn.utils.clip_grads_with_norm_(trained, grad_clip, total)
     engine.step()
     return norm
+
+
+def parameter_groups(policy: nn.Module, lr: float, weight_decay: float, head_lr: float | None = None) -> list[dict[str, Any]]:
+    """The parameters that train, in AdamW's groups: those of the body and of the value head, matrices with weight decay and
+    what has fewer axes (norms, biases) without: it scales what it meets toward 0, and 0 is no neutral value for a norm.
+    Without weight decay they share a group: every one is a buffer of its own to ZeRO.
+
+    Args:
+        head_lr: learning rate of the value head; None: it has the body's, and stands in its groups.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            body = head_lr is None or not name.startswith("value_head.")
+            groups.setdefault((body, parameter.ndim > 1 and weight_decay > 0), []).append(parameter)
+    return [
+        {"params": found, "lr": lr if body else head_lr, "weight_decay": weight_decay if decays else 0.0, "body": body}
+        for (body, decays), found in groups.items()
+    ]
 
 
 def exact_loss(loss: Tensor, world_size: int) -> Tensor:

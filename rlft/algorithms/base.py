@@ -11,6 +11,7 @@ from torch import Tensor
 from rlft.types import Batch, Unit
 
 Need = Literal["old_logprobs", "ref_logprobs", "values", "baselines", "demonstrations", "turn_rewards"]
+Signal = Literal["advantages", "ce_weights"]
 Aggregation = Literal["token", "sequence", "constant"]
 Reduce = Callable[[Tensor], Tensor]  # sums a tensor over learner ranks; identity on one
 AdvantageFn = Callable[[Batch, Reduce], Batch]
@@ -54,6 +55,10 @@ class Algorithm:
         min_group: trajectories of a task from which on their rewards teach anything; 2 where they are compared with each other.
         may_truncate: whether samples may come from a truncated distribution (top_p, top_k, min_p). A ratio of probabilities and
             the gradient of an expectation hold for what was sampled from alone; imitation and preferences take any sample.
+        loss_only: those of `needs` that `loss` alone reads, neither `advantages` nor `value_loss`. The learner fills them after
+            `advantages`, and where an update is one optimizer step `old_logprobs` are the loss's own log-probabilities, detached.
+        signal: the stream without which the loss has no gradient. Where it is 0 on all trained tokens of a step, the step
+            is skipped. None: every step with a trained token is made.
     """
 
     name: str
@@ -69,3 +74,5 @@ class Algorithm:
     controls: Mapping[str, Control] = field(default_factory=dict)
     min_group: int = 1
     may_truncate: bool = False
+    loss_only: frozenset[Need] = frozenset()
+    signal: Signal | None = None

@@ -8,12 +8,14 @@ from typing import Unpack
 from torch import Tensor
 
 from rlft.algorithms.advantages import group_centered, group_normalized, outcome
-from rlft.algorithms.base import Algorithm, Reduce
+from rlft.algorithms.base import Algorithm, Need, Reduce
 from rlft.algorithms.covariance import covariance, highest, random_in_band
 from rlft.algorithms.grpo import clipped
 from rlft.algorithms.masking import masked
 from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gradient
 from rlft.types import Batch
+
+READS: tuple[Need, ...] = ("old_logprobs",)
 
 
 def clip_cov(
@@ -48,7 +50,8 @@ def clip_cov(
         chosen = random_in_band(found, batch.loss_mask, low, high, fraction, batch.token_ids, batch.policy_versions, reduce)
         return replace(filled, advantages=masked(filled.advantages, ~chosen))
 
-    return policy_gradient("clip_cov", advantages, clipped(clip_low, clip_high), shared)
+    surrogate = clipped(clip_low, clip_high)
+    return policy_gradient("clip_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages")
 
 
 def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **shared: Unpack[Shared]) -> Algorithm:
@@ -78,7 +81,7 @@ def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **
         metrics = {"kl/held_back": (weights > 0).float()}
         return weights * log_ratio.abs() - masked(batch.advantages, batch.loss_mask) * log_ratio.exp(), metrics
 
-    return policy_gradient("kl_cov", advantages, surrogate, shared)
+    return policy_gradient("kl_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages")
 
 
 

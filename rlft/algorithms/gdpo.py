@@ -37,4 +37,4 @@ def gdpo(
         per_trajectory = parts_normalized(of_trajectories(batch, batch.parts), tuple(weights.values()), group_ids)
         return replace(batch, advantages=whiten(on_trajectories(batch, per_trajectory), batch.loss_mask, reduce, center=False))
 
-    return policy_gradient("gdpo", advantages, clipped(clip_low, clip_high), shared, parts=tuple(weights))
+    return policy_gradient("gdpo", advantages, clipped(clip_low, clip_high), shared, parts=tuple(weights), signal="advantages")

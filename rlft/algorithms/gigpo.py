@@ -43,4 +43,4 @@ def gigpo(
         step = compare(estimator, rewards_to_go(turns_of(batch).rewards, gamma), same_state(batch))
         return replace(batch, advantages=episode + step_weight * on_turns(batch, step))
 
-    return policy_gradient("gigpo", advantages, clipped(clip_low, clip_high), shared)
+    return policy_gradient("gigpo", advantages, clipped(clip_low, clip_high), shared, signal="advantages")

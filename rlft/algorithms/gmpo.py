@@ -33,4 +33,5 @@ def gmpo(clip_low: float = 0.4, clip_high: float = 0.4, normalize: bool = True, 
         return per_token, {"ratio/clipped": cut.float()}
 
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("gmpo", outcome(estimator), surrogate, shared, {"aggregation": "sequence"}, unit="trajectory")
+    defaults = Shared(aggregation="sequence")
+    return policy_gradient("gmpo", outcome(estimator), surrogate, shared, defaults, unit="trajectory", signal="advantages")

@@ -26,20 +26,22 @@ def grpo(
         shared: see `policy_gradient.Shared`. The paper's aggregation is "sequence", its KL k3 in the loss.
     """
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high, dual_clip), shared)
+    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high, dual_clip), shared, signal="advantages")
 
 
 def dr_grpo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
     """GRPO without its two biases (Dr. GRPO, arXiv:2503.20783): no division by the group's std,
     none by the sampled length. `max_length` must be set."""
-    return policy_gradient("dr_grpo", outcome(group_centered), clipped(clip_low, clip_high), shared, {"aggregation": "constant"})
+    surrogate, defaults = clipped(clip_low, clip_high), Shared(aggregation="constant")
+    return policy_gradient("dr_grpo", outcome(group_centered), surrogate, shared, defaults, signal="advantages")
 
 
 def dapo(clip_low: float = 0.2, clip_high: float = 0.28, **shared: Unpack[Shared]) -> Algorithm:
     """GRPO with a higher upper clip, every token weighed alike and truncated trajectories left out
     (DAPO, arXiv:2503.14476). Its dynamic sampling is `rollout.drop_no_signal`, its overlong reward the
     reward `overlong_penalty`."""
-    return policy_gradient("dapo", outcome(group_normalized), clipped(clip_low, clip_high), shared, {"overlong": "filter"})
+    surrogate, defaults = clipped(clip_low, clip_high), Shared(overlong="filter")
+    return policy_gradient("dapo", outcome(group_normalized), surrogate, shared, defaults, signal="advantages")
 
 
 def clipped(clip_low: float, clip_high: float, dual_clip: float | None = None) -> LossFn:

@@ -51,4 +51,4 @@ def gspo(
         return per_token, {"ratio/clipped": cut.float()}
 
     advantages: AdvantageFn = outcome(estimator) if level == "sequence" else by_turn
-    return policy_gradient("gspo", advantages, surrogate, shared, {"aggregation": "sequence"}, unit="trajectory")
+    return policy_gradient("gspo", advantages, surrogate, shared, {"aggregation": "sequence"}, unit="trajectory", signal="advantages")

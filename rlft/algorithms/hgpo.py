@@ -42,7 +42,7 @@ def hgpo(
         choice = torch.where(first, on_trajectories(batch, inter), 0.0)
         return replace(batch, advantages=on_trajectories(batch, intra) + mode_coef * choice)
 
-    return policy_gradient("hgpo", advantages, clipped(clip_low, clip_high), shared)
+    return policy_gradient("hgpo", advantages, clipped(clip_low, clip_high), shared, signal="advantages")
 
 
 def first_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

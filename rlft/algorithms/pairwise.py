@@ -59,7 +59,17 @@ def over_pairs(
         return spread(per_pair(lead, gaps)), {**metrics, "kl/ref": k3(logprobs.detach(), ref_logprobs)}
 
     needed: frozenset[Need] = frozenset({"ref_logprobs", *needs})
-    return Algorithm(name, advantages, loss, needed, "sequence", unit="pair", min_group=min_group, may_truncate=True)
+    return Algorithm(
+        name,
+        advantages,
+        loss,
+        needed,
+        "sequence",
+        unit="pair",
+        min_group=min_group,
+        may_truncate=True,
+        loss_only=frozenset({"ref_logprobs"}),
+    )
 
 
 def check_pairing(beta: float, pairs: str, threshold: float, min_gap: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 from torch import Tensor
 
-from rlft.algorithms.base import AdvantageFn, Aggregation, Algorithm, Control, LossFn, Need, Reduce
+from rlft.algorithms.base import AdvantageFn, Aggregation, Algorithm, Control, LossFn, Need, Reduce, Signal
 from rlft.algorithms.controllers import Shape, adaptive, scheduled
 from rlft.algorithms.corrections import Level, Mode, importance_weights
 from rlft.algorithms.kl import ESTIMATORS, Form, k3, penalty
@@ -116,6 +116,8 @@ def policy_gradient(
     value_loss: LossFn | None = None,
     min_group: int = 2,
     may_truncate: bool = False,
+    estimator_needs: Iterable[Need] = (),
+    signal: Signal | None = None,
 ) -> Algorithm:
     """A method from its estimator and its surrogate.
 
@@ -127,6 +129,9 @@ def policy_gradient(
         needs, unit, tags, parts, value_loss: see `Algorithm`.
         min_group: see `Algorithm`; 2 unless the baseline comes from elsewhere than the group.
         may_truncate: see `Algorithm`; a KL and importance weights end it.
+        estimator_needs: those of "old_logprobs" and "ref_logprobs" that `advantages` reads by itself.
+        signal: the stream without which `surrogate` has no gradient, see `Algorithm`. Terms that stand beside the surrogate
+            (KL in the loss, entropy, a critic) have one without it, so with them nothing is skipped.
 
     Raises:
         ConfigError: a value out of range, or an option that has no effect with the others.
@@ -139,6 +144,13 @@ def policy_gradient(
         needed |= {"old_logprobs", "ref_logprobs"}
     if o.is_cap is not None:
         needed |= {"old_logprobs"}
+    early: set[Need] = {*estimator_needs}
+    if o.kl_coef and o.kl_in == "reward":
+        early |= {"old_logprobs", "ref_logprobs"}
+    if o.is_cap is not None:
+        early |= {"old_logprobs"}
+    late: set[Need] = {"old_logprobs", "ref_logprobs"}
+    beside = o.entropy_coef or (o.kl_coef and o.kl_in == "loss") or value_loss is not None
     return Algorithm(
         name,
         _around_advantages(advantages, o),
@@ -153,6 +165,8 @@ def policy_gradient(
         _controls(o),
         min_group,
         may_truncate and not o.kl_coef and o.is_cap is None,
+        frozenset((needed & late) - early),
+        None if beside else signal,
     )
 
 

@@ -38,4 +38,5 @@ def reflect_retry_reward(
         keys = torch.where(trained, group_ids, -1)
         return replace(batch, advantages=on_trajectories(batch, compare(estimator, totals, keys)))
 
-    return policy_gradient("reflect_retry_reward", advantages, clipped(clip_low, clip_high), shared, tags=("reflection",))
+    surrogate = clipped(clip_low, clip_high)
+    return policy_gradient("reflect_retry_reward", advantages, surrogate, shared, tags=("reflection",), signal="advantages")

@@ -21,4 +21,4 @@ def reinforce(baseline: bool = True) -> Algorithm:
         return -masked(batch.advantages, batch.loss_mask) * masked(logprobs, batch.loss_mask), {}
 
     estimator = group_centered if baseline else lambda totals, group_ids: totals
-    return Algorithm("reinforce", outcome(estimator), loss, min_group=1 + baseline)
+    return Algorithm("reinforce", outcome(estimator), loss, min_group=1 + baseline, signal="advantages")

@@ -29,8 +29,8 @@ def reinforce_pp(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack
         to_go, _ = gae(batch, torch.zeros_like(batch.rewards), gamma=1.0, lam=1.0)
         return replace(batch, advantages=whiten(to_go, batch.loss_mask, reduce))
 
-    standard: Shared = {"kl_in": "reward", "kl": "k1"}
-    return policy_gradient("reinforce_pp", advantages, clipped(clip_low, clip_high), shared, standard, min_group=1)
+    surrogate, defaults = clipped(clip_low, clip_high), Shared(kl_in="reward", kl="k1")
+    return policy_gradient("reinforce_pp", advantages, surrogate, shared, defaults, min_group=1, signal="advantages")
 
 
 def reinforce_pp_baseline(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
@@ -48,4 +48,4 @@ def reinforce_pp_baseline(clip_low: float = 0.2, clip_high: float = 0.2, **share
         centered = on_trajectories(batch, group_centered(*outcomes(batch)))
         return replace(batch, advantages=whiten(centered, batch.loss_mask, reduce, center=False))
 
-    return policy_gradient("reinforce_pp_baseline", advantages, clipped(clip_low, clip_high), shared, {"kl": "k2"})
+    return policy_gradient("reinforce_pp_baseline", advantages, clipped(clip_low, clip_high), shared, {"kl": "k2"}, signal="advantages")

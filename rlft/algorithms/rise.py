@@ -44,4 +44,4 @@ def rise(temperature: float = 1.0, max_weight: float = 20.0, **shared: Unpack[Sh
         weights = masked(batch.ce_weights, batch.loss_mask)
         return -weights * logprobs, {"rise/weight": weights, "rise/better": (weights > 0).float()}
 
-    return policy_gradient("rise", advantages, surrogate, shared, needs=("turn_rewards",), may_truncate=True)
+    return policy_gradient("rise", advantages, surrogate, shared, needs=("turn_rewards",), may_truncate=True, signal="ce_weights")

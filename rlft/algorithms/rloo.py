@@ -20,4 +20,5 @@ def rloo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]
         clip_low, clip_high: the ratio is kept in [1 - clip_low, 1 + clip_high].
         shared: see `policy_gradient.Shared`. kl_in is "reward" and kl "k1" where nothing else is said.
     """
-    return policy_gradient("rloo", outcome(leave_one_out), clipped(clip_low, clip_high), shared, {"kl_in": "reward", "kl": "k1"})
+    surrogate, defaults = clipped(clip_low, clip_high), Shared(kl_in="reward", kl="k1")
+    return policy_gradient("rloo", outcome(leave_one_out), surrogate, shared, defaults, signal="advantages")

@@ -79,7 +79,7 @@ def score(
         return replace(batch, advantages=on_turns(batch, compare(BASELINES[baseline], earned, keys)))
 
     needs = ("old_logprobs", "turn_rewards")
-    return policy_gradient("score", advantages, clipped(clip_low, clip_high), shared, defaults, needs=needs)
+    return policy_gradient("score", advantages, clipped(clip_low, clip_high), shared, defaults, needs=needs, signal="advantages")
 
 
 def improved(turns: Turns, alpha: float, discount: float) -> Tensor:

@@ -126,6 +126,8 @@ def check_algorithm(algorithm: Algorithm, *, baseline: bool = True) -> None:
     filled = _check_advantages(algorithm, given, baseline)
     if baseline:
         _check_baseline(algorithm, given, filled)
+    _check_late(algorithm, given, filled)
+    _check_signal(algorithm, given)
     _check_ranks(algorithm, given, filled)
     losses = [algorithm] if algorithm.value_loss is None else [algorithm, replace(algorithm, loss=algorithm.value_loss)]
     for one in losses:
@@ -185,6 +187,32 @@ def _check_baseline(algorithm: Algorithm, given: Batch, filled: Batch) -> None:
     cut = algorithm.advantages(halves, _identity)
     expected = torch.where(cut.loss_mask, _advantages(filled)[origin], 0.0)
     assert torch.allclose(_advantages(cut), expected, atol=1e-4), "rows: a trajectory cut into two rows must keep its reward"
+
+
+def _check_late(algorithm: Algorithm, given: Batch, filled: Batch) -> None:
+    late = algorithm.loss_only
+    assert late <= algorithm.needs, f"loss_only: names {sorted(late - algorithm.needs)}, which is not in needs"
+    try:
+        without = algorithm.advantages(replace(given, **dict.fromkeys(late)), _identity)
+        told = replace(filled, **dict.fromkeys(late))
+        if algorithm.value_loss is not None:
+            algorithm.value_loss(_some_logprobs(filled), told)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise AssertionError(f"loss_only: advantages or value_loss read one of {sorted(late)}: {error}") from error
+    for f in fields(Batch):
+        one, other = getattr(told, f.name), getattr(without, f.name)
+        same = one is other is None or (one is not None and other is not None and torch.equal(one, other))
+        assert same, f"loss_only: {f.name} as advantages leave it must not depend on {sorted(late)}"
+
+
+def _check_signal(algorithm: Algorithm, given: Batch) -> None:
+    if algorithm.signal is None:
+        return
+    nothing = {name: torch.zeros_like(x) for name in ("rewards", "baselines", "parts") if (x := getattr(given, name)) is not None}
+    filled = algorithm.advantages(replace(given, **nothing), _identity)
+    filled = replace(filled, **{algorithm.signal: torch.zeros_like(filled.rewards)})
+    _, gradient = _step(algorithm, filled, _some_logprobs(filled))
+    assert not gradient.any(), f"signal: where {algorithm.signal} are 0 nothing may be learned, or the step cannot be skipped"
 
 
 def _check_ranks(algorithm: Algorithm, given: Batch, filled: Batch) -> None:

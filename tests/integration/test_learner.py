@@ -160,13 +160,16 @@ def stepped(model_folders):
 def _three_steps(folder):
     lm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     options = program.STEP
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=options["lr"], betas=options["betas"], weight_decay=options["weight_decay"])
+    decayed, free = ([p for p in lm.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))  # norms and biases are spared
+    groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=options["lr"], betas=options["betas"])
     norms = []
     for factor in (1.0, 0.75, 0.5):
         optimizer.zero_grad()
         oracle_loss(lm).backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(lm.parameters(), options["grad_clip"])))
-        optimizer.param_groups[0]["lr"] = options["lr"] * factor
+        for group in optimizer.param_groups:
+            group["lr"] = options["lr"] * factor
         optimizer.step()
     return lm, norms
 

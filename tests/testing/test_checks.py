@@ -110,12 +110,19 @@ def lone_ones_against_the_batch(totals, group_ids):
     return torch.where(lone, group_centered(totals, torch.zeros_like(group_ids)), group_centered(totals, group_ids))
 
 
+def by_a_late_stream(batch, reduce):
+    """Another baseline where the learner has scored the batch."""
+    filled = GOOD.advantages(batch, reduce)
+    return filled if batch.old_logprobs is None else replace(filled, advantages=2 * filled.advantages)
+
+
 def gradient_of_the_micro_batch(logprobs, batch):
     """The right value with a gradient that counts the micro-batch's tokens."""
     per_token = plain_loss(logprobs, batch)[0]
     return per_token.detach() + batch.loss_mask.sum() * (per_token - per_token.detach()), {}
 
 
+LATE = {"needs": frozenset({"old_logprobs"}), "loss_only": frozenset({"old_logprobs"})}
 BROKEN = {
     "no advantages": (with_advantages(lambda batch, reduce: replace(batch, advantages=None)), "needs: "),
     "advantages never filled": (
@@ -168,7 +175,11 @@ BROKEN = {
     "undeclared greedy answers": (with_advantages(greedy_baseline), "needs: "),
     "undeclared parts": (replace(gdpo({"right": 1.0}), parts=()), "needs: "),
     "undeclared critic": (replace(ppo(), needs=frozenset({"old_logprobs"})), "needs: "),
-    "undeclared reference": (replace(grpo(kl_coef=0.1), needs=frozenset({"old_logprobs"})), "needs: "),
+    "undeclared reference": (replace(grpo(kl_coef=0.1), needs=frozenset({"old_logprobs"}), loss_only=frozenset()), "needs: "),
+    "a late stream that is no need": (replace(GOOD, loss_only=frozenset({"ref_logprobs"})), "loss_only: names .*ref_logprobs"),
+    "a late stream that advantages read": (replace(grpo(is_cap=2.0), loss_only=frozenset({"old_logprobs"})), "loss_only: advantages"),
+    "a late stream that advantages look at": (replace(with_advantages(by_a_late_stream), **LATE), "loss_only: advantages as adv"),
+    "a term beside the signal": (replace(grpo(kl_coef=0.1), signal="advantages"), "signal: where advantages are 0"),
 }
 NOT_BASELINES = {
     "a trajectory by rows, clipped hard": (replace(gspo(), unit="row"), "split: "),
