@@ -21,6 +21,10 @@ class TaskError(RewardError):
     """The task itself cannot be graded, whatever is answered: never replaced by a reward's `on_error`."""
 
 
+class RenderError(RewardError, ConfigError):
+    """The chat template cannot render a conversation, or loses a part of it: a trajectory's fault in a run, the run file's before it."""
+
+
 class ToolError(RlftError):
     """A tool call was malformed or refused; the text is shown to the policy."""
 

@@ -20,7 +20,7 @@ MAX_FUNCTION_LINES = 70
 
 # What each room may import from the package, beside itself. A room that stands later may import those before it only.
 NOUNS = {"types", "errors", "config", "names"}
-HELPERS = {"algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
+HELPERS = {"chat", "algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
@@ -28,11 +28,12 @@ MAY_IMPORT = {
     "config": {"types", "errors", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
-    "rewards": NOUNS | {"sandbox"},
+    "chat": {"types", "errors"},
+    "rewards": NOUNS | {"sandbox", "chat"},
     "envs": {"types", "errors", "names", "sandbox"},
-    "rollout": {"types", "errors", "envs"},
+    "rollout": {"types", "errors", "envs", "chat"},
     "learner": {"types", "errors", "config", "algorithms"},
-    "data": NOUNS | {"rewards", "rollout"},
+    "data": NOUNS | {"chat", "rewards", "rollout"},
     "report": NOUNS | {"rollout", "data"},
     "actors": NOUNS | HELPERS,
     "testing": NOUNS | HELPERS | {"actors", "report"},
@@ -45,7 +46,7 @@ MAY_IMPORT = {
 NO_ROOM = "__init__"  # of the package itself
 
 ENGINES = {"ray", "vllm", "deepspeed"}
-WITHOUT_TORCH = ("sandbox", "rewards", "envs", "rollout", "data", "report", "config", "types", "errors", "names")
+WITHOUT_TORCH = ("chat", "sandbox", "rewards", "envs", "rollout", "data", "report", "config", "types", "errors", "names")
 NOT_IN_ROOM = {room: ENGINES | {"torch"} for room in WITHOUT_TORCH}
 LEARNED = "rewards/learned/"  # rewards that are models
 ALGORITHMS_USE = sys.stdlib_module_names | {"torch", "rlft"}

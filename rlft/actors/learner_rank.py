@@ -29,7 +29,7 @@ from rlft.learner.batching import collate, empty_batch, micro_batches
 from rlft.learner.critic import explained_variance, load_critic
 from rlft.learner.memory import choose_stage
 from rlft.learner.meter import Meter
-from rlft.learner.policy import adapters_off, buckets, exports, load_policy, save_model
+from rlft.learner.policy import adapters_off, buckets, exports, load_policy, load_tokenizer, save_model
 from rlft.learner.rows import Row, RowBlock, unpack_rows
 from rlft.learner.schedule import lr_factor
 from rlft.learner.step import Part, early_needs, late_needs, measure_rollout_gap, num_signals, parts, with_own_old_logprobs, with_setting
@@ -54,6 +54,7 @@ class LearnerRank:
         start_step: updates done before, for the schedules.
         state: folder in which `save` left the optimizers' state; "" starts them anew.
         dump_dir: where the rows of a step that stopped the run are written.
+        chat_template: the text of the run's, saved with the model; "": the tokenizer's own.
 
     Raises:
         ConfigError: a missing model, or options that do not go together.
@@ -75,11 +76,13 @@ class LearnerRank:
         start_step: int = 0,
         state: str = "",
         dump_dir: str | Path = ".",
+        chat_template: str = "",
     ) -> None:
         from rlft.actors import zero
 
         self._zero = zero
         self._config, self._model, self._rank, self._world_size = config, model, rank, world_size
+        self._chat_template = chat_template
         self._temperature, self._dump_dir = 1.0, Path(dump_dir)
         self._critic_config, shared = critic, critic is not None and critic.shared
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
@@ -204,11 +207,9 @@ class LearnerRank:
         Args:
             state: write the optimizers' state too, to `folder`/state. A rank reads it again with as many ranks and the same ZeRO stage.
         """
-        from transformers import AutoTokenizer
-
         kept = {name: tensor.cpu().clone() for name, tensor in self.weights() if self._rank == 0}
         if self._rank == 0:
-            save_model(folder, kept, self._engine.module.lm, AutoTokenizer.from_pretrained(self._model, trust_remote_code=False))
+            save_model(folder, kept, self._engine.module.lm, load_tokenizer(self._model, self._chat_template))
         torch.distributed.barrier()
         if state:
             for name, engine in self._engines():

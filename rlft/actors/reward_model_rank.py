@@ -20,7 +20,7 @@ from rlft.data.preferences import EncodedPair
 from rlft.errors import NonFiniteError
 from rlft.learner.memory import choose_stage
 from rlft.learner.meter import Meter
-from rlft.learner.policy import buckets, exports, save_model
+from rlft.learner.policy import buckets, exports, load_tokenizer, save_model
 from rlft.learner.schedule import lr_factor
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]  # scores of chosen and rejected, margins -> loss, [P] each
@@ -56,8 +56,6 @@ class RewardModelRank:
         seed: int = 0,
         chat_template: str = "",
     ) -> None:
-        from transformers import AutoTokenizer
-
         from rlft.actors import zero
 
         self._zero, self._rank, self._world_size = zero, rank, world_size
@@ -65,8 +63,7 @@ class RewardModelRank:
         dtype = zero.training_dtype(config, self._device)
         stage = choose_stage(config, world_size, dtype == torch.bfloat16)
         config = self._config = config.model_copy(update={"zero_stage": stage})
-        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        self._tokenizer.chat_template = chat_template or self._tokenizer.chat_template
+        self._tokenizer = load_tokenizer(model, chat_template)
         pad_id = self._tokenizer.eos_token_id if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
         torch.manual_seed(seed)  # the head and adapters start equal on every rank
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}

@@ -228,7 +228,7 @@ def group_rows(group: Group, baselines: Sequence[float], demonstrator: Renderer 
     task = group.trajectories[0].task
     if task.answer is None:
         raise DataError(f"task {task.id} has no answer to demonstrate; name its field in data.answer")
-    prompt, target = demonstrator.render(task.messages), demonstrator.target(str(task.answer))
+    prompt, target = demonstrator.demonstrate(str(task.answer), task.messages)
     return [*rows, demonstration_row(prompt, target, group.group_id, len(group.trajectories))]
 
 

@@ -13,9 +13,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from rlft.chat.messages import normal
 from rlft.config import DataConfig, PreferencesConfig
 from rlft.data.sources import BadRow, describe, has_lone_surrogate, read_rows, without_nulls
-from rlft.errors import DataError
+from rlft.errors import DataError, RenderError
 from rlft.rewards.learned.models import Encoder
 from rlft.rollout.renderer import Renderer
 from rlft.types import Message
@@ -107,7 +108,11 @@ def encode_pairs(pairs: Sequence[Preference], encoder: Encoder) -> tuple[list[En
     """
     encoded, bad = [], []
     for number, pair in enumerate(pairs, start=1):
-        sides = [encoder.tokens(encoder.render([*pair.prompt, *answer]), first=True) for answer in (pair.chosen, pair.rejected)]
+        try:
+            sides = [encoder.ids([*pair.prompt, *answer]) for answer in (pair.chosen, pair.rejected)]
+        except RenderError as error:
+            bad.append(BadRow(f"pair {pair.id}", number, "", str(error)))
+            continue
         longest = max(map(len, sides))
         if longest > encoder.max_length:
             bad.append(BadRow(f"pair {pair.id}", number, "", f"{longest} tokens are more than the model's {encoder.max_length}"))
@@ -136,9 +141,10 @@ def tokenize_pairs(
     """
     fitting, bad = [], []
     for number, pair in enumerate(pairs, start=1):
-        prompt_ids = renderer.render(pair.prompt)
         try:
-            chosen, rejected = (_target(answer, renderer, max_length - len(prompt_ids)) for answer in (pair.chosen, pair.rejected))
+            prompt_ids = renderer.render(pair.prompt)
+            room = max_length - len(prompt_ids)
+            chosen, rejected = (_target(answer, renderer, pair.prompt, room) for answer in (pair.chosen, pair.rejected))
             if chosen == rejected:
                 raise _Unusable("", "both answers are the same tokens")
             if margins and pair.margin <= 0:
@@ -146,15 +152,17 @@ def tokenize_pairs(
             fitting.append(TokenPair(prompt_ids, chosen, rejected, pair.margin if margins else 1.0))
         except _Unusable as error:
             bad.append(BadRow(f"pair {pair.id}", number, *error.args))
+        except RenderError as error:
+            bad.append(BadRow(f"pair {pair.id}", number, "", str(error)))
     if not fitting:
         raise DataError(f"no preference pair is left for the policy:\n{describe(bad)}")
     return fitting, bad
 
 
-def _target(answer: Sequence[Message], renderer: Renderer, room: int) -> list[int]:
+def _target(answer: Sequence[Message], renderer: Renderer, prompt: Sequence[Message], room: int) -> list[int]:
     if len(answer) != 1 or answer[0]["role"] != "assistant" or answer[0].get("tool_calls"):
         raise _Unusable("", "expected an answer of one assistant message without tool calls; put what was said before into the prompt")
-    ids = renderer.target(answer[0]["content"])
+    ids = renderer.target(answer[0]["content"], prompt)
     if len(ids) > room:
         raise _Unusable("", f"an answer of {len(ids)} tokens, where the model has room for {room} after the prompt")
     return ids
@@ -234,7 +242,7 @@ def _messages(value: Any, role: str, field: str) -> tuple[Message, ...]:
         return ({"role": role, "content": value},)
     if not isinstance(value, Sequence):
         raise _Unusable(field, f"expected text or a list of messages, got {type(value).__name__}")
-    messages = tuple(replaced for message in value if isinstance(replaced := without_nulls(message), Mapping))
-    if len(messages) < len(value) or not all(isinstance(m.get(key), str) for m in messages for key in ("role", "content")):
-        raise _Unusable(field, f"expected messages with text in 'role' and 'content', got {value!r:.80}")
-    return tuple(dict(m) for m in messages)
+    try:
+        return tuple(normal([without_nulls(message) for message in value]))
+    except RenderError as error:
+        raise _Unusable(field, str(error)) from error

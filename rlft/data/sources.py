@@ -7,14 +7,15 @@ import glob
 import inspect
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlft.chat.messages import normal
 from rlft.config import DataConfig, looks_local
-from rlft.errors import ConfigError, DataError
+from rlft.errors import ConfigError, DataError, RenderError
 from rlft.names import bind
 from rlft.types import Message, Task
 
@@ -52,12 +53,15 @@ class SourceRow(NamedTuple):
     value: Any  # what the source holds there, or the BadRow it turned out to be
 
 
-def load_tasks(config: DataConfig) -> LoadedTasks:
+def load_tasks(config: DataConfig, progress: Callable[[Iterable[SourceRow]], Iterable[SourceRow]] = iter) -> LoadedTasks:
     """Read the tasks that `config` names. A broken row is left out, never fatal by itself.
 
     A row's id is its `config.id` field, or else its number in the source (from 1, over all files).
     Columns that are not mapped land in `Task.meta`. Only text with lone surrogates is refused
     wherever it stands: neither a tokenizer nor a UTF-8 file can take it.
+
+    Args:
+        progress: shows how many rows are read.
 
     Raises:
         DataError: no such file, unreadable file or data set, or not one usable row.
@@ -68,7 +72,7 @@ def load_tasks(config: DataConfig) -> LoadedTasks:
     tasks: dict[str, Task] = {}
     bad_rows: list[BadRow] = []
     columns: Counter[str] = Counter()
-    for number, (source, row, value) in enumerate(read_rows(config), start=1):
+    for number, (source, row, value) in enumerate(progress(read_rows(config)), start=1):
         if isinstance(value, Mapping):
             columns.update(str(name) for name in value)
         task = _checked(value, number, config, tasks)
@@ -189,6 +193,10 @@ def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Tas
         return task
     if not isinstance(task.id, str) or not task.id:
         return BadRow("", 0, "id", f"expected text, got {task.id!r}")
+    try:
+        task = shaped(task)
+    except RenderError as error:
+        return BadRow("", 0, config.prompt, str(error))
     for way in (task, *task.variants):
         problem = _prompt_problem(way.messages, config) or _surrogate_problem(way, config)
         if problem:
@@ -196,6 +204,11 @@ def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Tas
     if task.id in seen:
         return BadRow("", 0, config.id or "id", f"the id {task.id!r} stands in an earlier row too")
     return _with_system(task, config.system) if config.system else task
+
+
+def shaped(task: Task) -> Task:
+    """The task, and its variants, with texts as contents: what graders and judges read as well. Raises RenderError."""
+    return replace(task, messages=tuple(normal(task.messages)), variants=tuple(map(shaped, task.variants)))
 
 
 def _with_system(task: Task, system: str) -> Task:
@@ -228,11 +241,6 @@ def without_nulls(message: Any) -> Message:
 
 
 def _prompt_problem(messages: Sequence[Message], config: DataConfig) -> BadRow | None:
-    if not isinstance(messages, Sequence):
-        return BadRow("", 0, config.prompt, f"expected a list of messages, got {type(messages).__name__}")
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            return BadRow("", 0, config.prompt, f"message {i}: expected text in 'role' and 'content', got {message!r:.80}")
     if config.system and any(m["role"] == "system" for m in messages):
         return BadRow("", 0, config.prompt, "has a system message of its own; leave data.system empty")
     if not any(m["content"].strip() for m in messages if m["role"] != "system"):

@@ -216,6 +216,15 @@ def add_adapters(lm: Any, rank: int, alpha: float, targets: Sequence[str], task_
     inject_adapter_in_model(lora, lm)
 
 
+def load_tokenizer(model: str, chat_template: str = "") -> Any:
+    """The tokenizer of a folder or Hub name, to be saved with what was trained: with the run's template, where it has one of its own."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=Path(model).is_dir())
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return tokenizer
+
+
 def save_model(folder: str | Path, weights: Mapping[str, Tensor], lm: Any, tokenizer: Any) -> None:
     """Write a model and its tokenizer in Hugging Face format; `folder` appears complete or not at all."""
     from huggingface_hub import save_torch_state_dict

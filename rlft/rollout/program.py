@@ -8,10 +8,10 @@ import math
 from collections.abc import Awaitable, Sequence
 from typing import Protocol, TypeVar
 
-from rlft.envs.base import Env, EnvFn, Step
+from rlft.envs.base import Env, EnvFn, Step, ToolSpec
 from rlft.errors import RewardError
 from rlft.rollout.renderer import Renderer
-from rlft.types import Completion, Group, Source, Task, Trajectory, Turn
+from rlft.types import Completion, Group, Message, Source, Task, Trajectory, Turn
 
 Answer = TypeVar("Answer")
 GIVEN = "given"  # tag of a first turn that was not sampled
@@ -47,7 +47,7 @@ async def run_episode(
         while policy.room(ids) > 0:
             injected = bool(task.first_attempt) and not turns
             tag = GIVEN if injected else getattr(env, "tag", "")
-            completion = _injected(task, policy, renderer) if injected else await policy.generate(ids)
+            completion = _injected(task, policy, renderer, observed, env.tools) if injected else await policy.generate(ids)
             action = renderer.parse(completion.token_ids)
             step = _checked(await _ask(env.step(action), env), env)
             sources = sources + [int(Source.HINT if injected else Source.POLICY)] * len(completion.token_ids)
@@ -69,8 +69,8 @@ async def run_episode(
     return Trajectory(task, index, tuple(turns), "completed" if ended else "truncated", group_id, feedback=step.feedback)
 
 
-def _injected(task: Task, policy: Policy, renderer: Renderer) -> Completion:
-    ids = renderer.target(task.first_attempt)
+def _injected(task: Task, policy: Policy, renderer: Renderer, asked: Sequence[Message], tools: Sequence[ToolSpec]) -> Completion:
+    ids = renderer.target(task.first_attempt, asked, tools)
     return Completion(ids, [0.0] * len(ids), "stop", policy.version)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlft.config import DataConfig, PreferencesConfig, RunConfig, check_model
-from rlft.data.sources import BadRow, load_tasks
+from rlft.data.sources import BadRow, load_tasks, shaped
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
+from rlft.report.progress import shown
 from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rollout.renderer import Renderer, load_renderer
+from rlft.rollout.templates import check_template
+from rlft.runs.fit import fit_context, fit_demonstrations, offered
 from rlft.runs.start import judge_models, judge_rollout, make_env_fn
 from rlft.types import Task
 
@@ -26,10 +29,16 @@ class Parts:
     tasks: Sequence[Task]
     eval_tasks: Sequence[Task]
     bad_rows: Sequence[BadRow]
+    notes: Sequence[str] = ()  # what a person should know before the run
 
 
 def prepare(
-    config: RunConfig, reward: Any, env: Any, tasks: Sequence[Task] | None, eval_tasks: Sequence[Task] | None, training: bool
+    config: RunConfig,
+    reward: Any,
+    env: Any,
+    tasks: Sequence[Task] | None,
+    eval_tasks: Sequence[Task] | None,
+    training: bool,
 ) -> Parts:
     """Load and check everything that can be checked without an actor."""
     if config.preferences != PreferencesConfig():
@@ -46,38 +55,38 @@ def prepare(
     train_tasks, bad = load_source("data", config.data, tasks) if training else ([], [])
     evaluates = bool(config.eval.data.source) or eval_tasks is not None
     held_out, bad_eval = load_source("eval.data", config.eval.data, eval_tasks) if evaluates else ([], [])
-    fitting, too_long = fit_context(train_tasks, renderer, config)
-    fitting_eval, too_long_eval = fit_context(held_out, renderer, config)
-    return Parts(renderer, make_env, grader, fitting, fitting_eval, [*bad, *bad_eval, *too_long, *too_long_eval])
+    tools, roles = offered(make_env, [*train_tasks[:1], *held_out[:1]][0])
+    try:
+        check_template(renderer, tools, roles if tools or config.rollout.max_turns > 1 else ())
+    except ConfigError as error:
+        raise ConfigError(f"model {config.model!r}: {error}") from error
+    fitted, fitted_eval = (fit_context(some, renderer, config, tools) for some in (train_tasks, held_out))
+    bad_rows = [*bad, *bad_eval, *fitted.bad_rows, *fitted_eval.bad_rows]
+    notes = [note for note in (fitted.note, fitted_eval.note) if note]
+    return Parts(renderer, make_env, grader, fitted.tasks, fitted_eval.tasks, bad_rows, notes)
 
 
-def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig) -> tuple[list[Task], list[BadRow]]:
-    """Set aside tasks whose prompt leaves no room for an answer in the context.
+def taught(parts: Parts, answers: bool) -> Parts:
+    """The parts of a run that teaches given answers: `answers` of its tasks, which are set aside where the template cannot render them.
 
     Raises:
-        DataError: none is left.
+        ConfigError, DataError: the chat template renders no answer as its prompts open it.
     """
-    limit = config.rollout.max_model_len
-    fitting, bad = [], []
-    for number, task in enumerate(tasks, start=1):
-        length = max(len(renderer.render(way.messages)) for way in (task, *task.variants))
-        if length < limit:
-            fitting.append(task)
-        else:
-            bad.append(BadRow(f"task {task.id}", number, "prompt", f"{length} tokens leave no room in rollout.max_model_len {limit}"))
-    if bad and not fitting:
-        raise DataError(f"every prompt is longer than the context: {bad[0]}; raise rollout.max_model_len or shorten the prompts")
-    return fitting, bad
+    check_template(parts.renderer, demonstrations=True)
+    if not answers:
+        return parts
+    fitted = fit_demonstrations(parts.tasks, parts.renderer)
+    return replace(parts, tasks=fitted.tasks, bad_rows=[*parts.bad_rows, *fitted.bad_rows])
 
 
 def load_source(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> tuple[Sequence[Task], Sequence[BadRow]]:
     if tasks is not None:
         if not tasks:
             raise DataError(f"{where}: an empty list of tasks; give at least one")
-        return tasks, ()
+        return [shaped(task) for task in tasks], ()
     if not data.source:
         raise DataError(f"{where}.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
     try:
-        return load_tasks(data)
+        return load_tasks(data, lambda rows: shown(rows, f"[{where}] rows read"))
     except DataError as error:
         raise DataError(f"[{where}] {error}") from error

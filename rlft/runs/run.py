@@ -13,15 +13,17 @@ from rlft.algorithms.sft import sft as sft_algorithm
 from rlft.config import RunConfig, check_model
 from rlft.data.disk import write_text
 from rlft.data.stream import TaskStream
-from rlft.errors import ConfigError, DataError
+from rlft.errors import ConfigError
 from rlft.learner.batching import assign
 from rlft.learner.rows import Row, demonstration_row, pack_rows
 from rlft.loop import learn
 from rlft.report import summary
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rollout.renderer import Renderer, load_renderer
+from rlft.rollout.templates import check_template
 from rlft.runs.checkpoints import PROGRESS, Saved, last, writing
 from rlft.runs.evaluation import evaluate_policy
+from rlft.runs.fit import answer_of, fit_demonstrations
 from rlft.runs.parts import Parts, load_source, prepare
 from rlft.runs.preflight import check_run_dir, check_vocabulary, look_ahead, num_saves, tell, with_context
 from rlft.runs.stages import Stage, is_over, prepare_stages, run_stages
@@ -66,7 +68,7 @@ def train(
     saved = _begin_again(folder, stages) if resume else Saved()
     with Tracker(folder, config) as tracker:
         tracker.quarantine(list(dict.fromkeys(bad for stage in stages for bad in stage.parts.bad_rows)))
-        tell(tracker, told)
+        tell(tracker, list(dict.fromkeys([*told, *(note for stage in stages for note in stage.parts.notes)])))
         if resume:
             tracker.replay(saved.stage)
         largest = max(stages, key=lambda stage: sum(_cpus(stage))).config
@@ -102,14 +104,18 @@ def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str 
     check_model(config.model)
     renderer = load_renderer(config.model, config.chat_template)
     loaded, bad_rows = load_source("data", config.data, tasks)
-    _check_answers(loaded)
+    try:
+        check_template(renderer, demonstrations=True)
+    except ConfigError as error:
+        raise ConfigError(f"model {config.model!r}: {error}") from error
+    fitted = fit_demonstrations(loaded, renderer)
     told = look_ahead(config, renderer, num_saves([config]))
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
-        tracker.quarantine(bad_rows)
+        tracker.quarantine([*bad_rows, *fitted.bad_rows])
         tell(tracker, told)
         with ray_session(config, address, rollouts=False):
-            return asyncio.run(_sft(config, loaded, renderer, folder, tracker))
+            return asyncio.run(_sft(config, fitted.tasks, renderer, folder, tracker))
 
 
 def evaluate(
@@ -131,7 +137,7 @@ def evaluate(
     folder = RunFolder.create(config.run_dir, config, overwrite)
     with Tracker(folder, config) as tracker:
         tracker.quarantine(parts.bad_rows)
-        tell(tracker, told)
+        tell(tracker, [*told, *parts.notes])
         with ray_session(config, address, learner=False, judges=len(judge_models(parts.grader))):
             return asyncio.run(_evaluate(config, parts, folder, tracker))
 
@@ -172,9 +178,8 @@ async def _save(learner: Learner, folder: RunFolder, step: int, position: int) -
 def _demonstrations(stream: TaskStream, renderer: Renderer, config: RunConfig) -> Iterator[list[GroupRef]]:
     """Endless batches of `tasks_per_step` demonstrations, one payload per learner rank."""
     while True:
-        rows = [
-            demonstration_row(renderer.render(t.messages), renderer.target(str(t.answer)), t.id) for t in stream.take(config.tasks_per_step)
-        ]
+        tasks = stream.take(config.tasks_per_step)
+        rows = [demonstration_row(*renderer.demonstrate(answer_of(task), task.messages), task.id) for task in tasks]
         shares = assign([len(row) for row in rows], config.learner.num_ranks)
         yield [_payload([rows[i] for i in share], f"share {n}") for n, share in enumerate(shares) if share]
 
@@ -188,12 +193,6 @@ def _check_sft(config: RunConfig) -> None:
     for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "critic", "eval", "stages"):
         if getattr(config, section) != getattr(defaults, section):
             raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
-
-
-def _check_answers(tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        if task.answer is None:
-            raise DataError(f"task {task.id} has no answer, the text to learn; name its field in data.answer")
 
 
 def _due(step: int, every: int) -> bool:

@@ -26,7 +26,7 @@ from rlft.report.tracking import RunFolder, Tracker
 from rlft.runs import checkpoints
 from rlft.runs.checkpoints import LEDGER, STATE, Saved
 from rlft.runs.evaluation import evaluate_policy
-from rlft.runs.parts import Parts, prepare
+from rlft.runs.parts import Parts, prepare, taught
 from rlft.runs.preflight import check_sampling
 from rlft.runs.start import Crew, Origin, check_needs, gives_turn_rewards, make_algorithm, start
 from rlft.types import Task
@@ -86,6 +86,8 @@ def prepare_stages(
             same = stages and _loads_the_same(stages[-1].config, own)
             parts = stages[-1].parts if same else prepare(own, reward, env, tasks, eval_tasks, training=True)
             check_needs(own, made, parts.make_env, parts.tasks)
+            if "demonstrations" in made.needs or options.first_attempts:
+                parts = taught(parts, answers="demonstrations" in made.needs)
             if options.reference == "stage" and "ref_logprobs" not in made.needs:
                 raise ConfigError(f"reference = 'stage' has no effect: algorithm {made.name!r} needs no reference")
         except ConfigError as error:

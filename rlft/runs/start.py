@@ -181,7 +181,8 @@ def start_learner(
     if "values" in algorithm.needs:
         critic = config.critic.model_copy(update={"model": "" if config.critic.shared else absolute(config.critic.model or config.model)})
     reference = absolute(origin.reference or config.model) if "ref_logprobs" in algorithm.needs else ""
-    begin = {"start_step": origin.stage_steps_done, "state": origin.state}
+    template = Path(config.chat_template).read_text() if config.chat_template else ""
+    begin = {"start_step": origin.stage_steps_done, "state": origin.state, "chat_template": template}
     ranks = start_ranks(config, LearnerRank, group, reference=reference, critic=critic, dump_dir=str(dump_dir), **begin)
     return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
 

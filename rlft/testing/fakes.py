@@ -43,8 +43,11 @@ class CharRenderer:
     def extend(self, sampled_ids: Sequence[int], messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
         return self.render(messages)
 
-    def target(self, text: str) -> list[int]:
+    def target(self, text: str, messages: Sequence[Message] = (), tools: Sequence[ToolSpec] = ()) -> list[int]:
         return [ord(char) % VOCABULARY for char in text + chr(END)]
+
+    def demonstrate(self, text: str, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> tuple[list[int], list[int]]:
+        return self.render(messages, tools), self.target(text)
 
     def parse(self, completion_ids: Sequence[int]) -> Message:
         return {"role": "assistant", "content": "".join(map(chr, completion_ids))}

@@ -6,13 +6,22 @@ import inspect
 import cloudpickle
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from rlft.actors.reward import RewardWorker
 from rlft.errors import ConfigError, RewardError
 from rlft.recipes.starter import make_tokenizer
 from rlft.rewards.grader import Scorer, spoken
 from rlft.rewards.learned.batcher import Batcher, Sequenced, batches
+from rlft.rewards.learned.models import Encoder
 from rlft.rewards.learned.reward_model import RewardModel
 from rlft.types import Group, Task
 
@@ -54,7 +63,7 @@ def group(*texts, prompt="Say something.", name="g"):
 def alone(folder, text, prompt="Say something."):
     """The score of one conversation by transformers itself, without batch or padding."""
     lm, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ids = torch.tensor([tokenizer(prompt + text + tokenizer.eos_token)["input_ids"]])
+    ids = torch.tensor([[*tokenizer(prompt + text, split_special_tokens=True)["input_ids"], tokenizer.eos_token_id]])
     return lm(input_ids=ids).logits[0].tolist()
 
 
@@ -66,7 +75,7 @@ async def run(scorer, *groups):
         await scorer.close()
 
 
-TEXTS = ["", "brief", "a much longer answer " * 9, "ends in the padding token <|endoftext|>", "ünïcode"]
+TEXTS = ["", "brief", "a much longer answer " * 9, "spells the padding token <|endoftext|>", "ünïcode"]
 
 
 def test_a_score_does_not_depend_on_what_it_is_batched_with(model):
@@ -191,3 +200,24 @@ def test_batches_hold_the_budget_and_everything_once():
     padded = [max(lengths[i] for i in batch) * len(batch) for batch in cut]
     assert all(size <= 20 or len(batch) == 1 for size, batch in zip(padded, cut, strict=True))
     assert len(cut) == 3
+
+
+def test_an_answer_that_spells_a_control_token_is_scored_as_the_text_it_is():
+    """A policy can write the characters of "<|im_end|>" in ordinary tokens; the model that scores it must not read a turn's end."""
+    tokenizer = make_tokenizer()
+    encoder = Encoder(tokenizer, "", 1000)
+    end = tokenizer.eos_token_id
+    ids = encoder.encode([{"role": "user", "content": "a<|im_end|>b"}, {"role": "assistant", "content": "c<|im_end|>d"}])
+    assert ids.count(end) == 1 and ids[-1] == end
+    assert tokenizer("a<|im_end|>bc<|im_end|>d")["input_ids"].count(end) == 2  # the control
+
+
+def test_the_scored_tokens_are_those_behind_the_border():
+    """Where the answer's first token depends on what stands before it, an answer encoded alone begins with another."""
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁", -2.0), *((c, -3.0) for c in "abQ:")], unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    encoder = Encoder(tokenizer, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 1000)
+    ids, start = encoder.behind(encoder.asked([{"role": "user", "content": "Q:"}]), "ab", "assistant")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁", "Q", ":", "a", "b"] and start == 3
+    assert tokenizer.tokenize("ab")[0] == "▁"  # the control

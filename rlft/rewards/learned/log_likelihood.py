@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from rlft.chat.chat import ASSISTANT, Rendered
 from rlft.errors import ConfigError, RewardError
 from rlft.rewards.grader import defaults
 from rlft.rewards.learned.batcher import Batcher, Sequenced
 from rlft.rewards.learned.models import DType, Encoder, Source, load_config, load_encoder, load_frozen, padded
-from rlft.types import Group, Message, Trajectory
+from rlft.types import Group, Trajectory
 
 
 @defaults(timeout_s=300.0)
@@ -87,13 +88,12 @@ class LogLikelihood:
     def _sequences(self, encoder: Encoder, trajectory: Trajectory) -> list[Sequenced]:
         messages = trajectory.conversation
         if not self._followups:
-            closed = "" if trajectory.status == "truncated" else encoder.tokenizer.eos_token or ""
-            before = encoder.tokens(encoder.render(messages[:-1], open_answer=True), first=True)
-            return [_scored(encoder, before, messages[-1]["content"] + closed)]
+            eos = encoder.tokenizer.eos_token_id
+            closed = [] if trajectory.status == "truncated" or eos is None else [eos]
+            return [_scored(encoder, encoder.asked(messages[:-1]), messages[-1]["content"], ASSISTANT, closed)]
         sequences = []
         for text in (*self._followups, *self._against):
-            followed: list[Message] = [*messages, {"role": self._role, "content": text}]
-            sequences.append(_scored(encoder, encoder.before(followed), text))
+            sequences.append(_scored(encoder, encoder.chat.opening(messages, self._role), text, self._role))
         return sequences
 
     def _load(self) -> Callable[[Sequence[Sequenced]], list[float]]:
@@ -102,11 +102,11 @@ class LogLikelihood:
         return lambda batch: log_probabilities(model, batch)
 
 
-def _scored(encoder: Encoder, before: list[int], text: str) -> Sequenced:
-    """A sequence whose `where` are the tokens of `text`, as far as something stands before them."""
-    target = encoder.tokens(text)
-    ids = encoder.cut([*before, *target])
-    where = range(max(1, len(ids) - len(target)), len(ids))
+def _scored(encoder: Encoder, before: Rendered, text: str, role: str, closed: Sequence[int] = ()) -> Sequenced:
+    """A sequence whose `where` are the tokens of `text` and of what closes it, as far as something stands before them."""
+    whole, start = encoder.behind(before, text, role)
+    ids = encoder.cut([*whole, *closed])
+    where = range(max(1, len(ids) - (len(whole) + len(closed) - start)), len(ids))
     if not where:
         raise RewardError("log_likelihood: no token to score; an empty answer of a model without EOS, or nothing before it")
     return Sequenced(ids, where)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlft.chat.chat import ASSISTANT, Chat, Rendered
 from rlft.config import check_model
 from rlft.errors import ConfigError, RewardError
 from rlft.types import Message
 
-# What a policy without a chat template is rendered with, so that a model trained here reads it as the policy does.
-PLAIN_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-MARK = "\u241erlft\u241e"  # stands for a text while its surroundings are rendered
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -54,51 +52,51 @@ def read_template(file: str) -> str:
 
 
 class Encoder:
-    """Conversations -> token ids, through the model's own chat template.
+    """Conversations -> token ids, through the model's own chat template. No text in them is read as a control token.
 
     Args:
         tokenizer: a transformers tokenizer.
         chat_template: used instead of the tokenizer's own. Without any, contents are joined, an EOS after each
             assistant message, and the tokenizer adds what it adds to plain text.
         max_length: a longer conversation keeps its end: the answer is there.
+
+    Raises:
+        ConfigError: a template that renders no user message, or a tokenizer that `tokenizers` does not know.
     """
 
     def __init__(self, tokenizer: Any, chat_template: str, max_length: int) -> None:
-        own = chat_template or tokenizer.chat_template
         self.tokenizer, self.max_length = tokenizer, max_length
-        self._template, self._special = own or PLAIN_TEMPLATE, not own
+        self.chat = Chat(tokenizer, (), chat_template)
 
-    def render(self, messages: Sequence[Message], open_answer: bool = False) -> str:
-        """A conversation as text; with `open_answer` up to where an assistant speaks next. Raises RewardError."""
-        from jinja2 import TemplateError
-
-        options = {"chat_template": self._template, "add_generation_prompt": open_answer, "tokenize": False}
-        try:
-            return self.tokenizer.apply_chat_template(list(messages), **options)
-        except TemplateError as error:
-            raise RewardError(f"the reward model's chat template refuses {list(messages)!r:.200}: {error}; set chat_template") from error
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a whole conversation. Raises RenderError."""
+        suffix = self.chat.codec.suffix if self.chat.template.plain else []
+        return [*self.chat.ids(messages, open_answer=False), *suffix]
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation, the last `max_length` of them. Raises RewardError when there are none."""
-        return self.cut(self.tokens(self.render(messages), first=True))
+        return self.cut(self.ids(messages))
 
-    def tokens(self, text: str, first: bool = False) -> list[int]:
-        """Token ids of a text; `first` where a sequence begins with it."""
-        return self.tokenizer(text, add_special_tokens=first and self._special)["input_ids"]
+    def asked(self, messages: Sequence[Message]) -> Rendered:
+        """A conversation up to where an assistant speaks next. Raises RenderError."""
+        return self.chat.rendered(messages)
+
+    def behind(self, before: Rendered, text: str, role: str) -> tuple[list[int], int]:
+        """Token ids of a text behind what stands before it, and how many of them that alone is. A token that reaches over the border
+        is the text's."""
+        ids, alone = self.chat.encode(self.chat.joined(before, text, role)), self.chat.encode(before)
+        return ids, next((n for n, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text by others that stands alone."""
+        alone = self.chat.joined(Rendered("", {}), text, ASSISTANT)
+        return self.chat.codec.encode(alone.text, alone.shield)
 
     def cut(self, ids: list[int]) -> list[int]:
         """The last `max_length` ids. Raises RewardError when there are none at all."""
         if not ids:
             raise RewardError("an empty conversation has no tokens to score")
         return ids[-self.max_length :]
-
-    def before(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of everything that stands before the content of the last message."""
-        marked = [*messages[:-1], {**messages[-1], "content": MARK}]
-        text, found, _ = self.render(marked).rpartition(MARK)
-        if not found:
-            raise RewardError("the chat template does not render the content of the last message; set chat_template to one that does")
-        return self.tokens(text, first=True)
 
 
 def load_encoder(source: Source, config: Any) -> Encoder:

@@ -103,9 +103,10 @@ class ProcessReward:
             return [Sequenced(encoder.encode([*before, {**answer, "content": text[:end]}])) for _, end in ends]
         if not ends:
             return []
-        ids, where = encoder.tokens(encoder.render(before, open_answer=True), first=True), []
+        ids, where = encoder.chat.encode(encoder.asked(before)), []
+        mark = encoder.chat.codec.encode(self._mark)  # often a special token
         for start, end in ends:
-            ids += [*encoder.tokens(text[start:end]), *encoder.tokens(self._mark)]
+            ids += [*encoder.tokens(text[start:end]), *mark]
             where.append(len(ids) - 1)
         if len(ids) > encoder.max_length:
             raise RewardError(f"process_reward: {len(ids)} tokens are more than the model's {encoder.max_length}; limit the answers")
