@@ -82,8 +82,9 @@ async def sample(engine, model, results):
     results["seeded"] = [list(c.token_ids) for c in drawn]
     others = [engine.generate(PROBE[0] * n, warm, n) for n in range(1, 30)]
     results["in a crowd"] = list((await asyncio.gather(*others, engine.generate(prompt, warm, 1)))[-1].token_ids)
-    unseeded = SamplingConfig(max_tokens=20)
-    results["unseeded"] = [list(c.token_ids) for c in await asyncio.gather(*(engine.generate(prompt, unseeded) for _ in range(2)))]
+    unseeded, engine._seeded = SamplingConfig(max_tokens=20), False  # as with rollout.seeded = false
+    results["unseeded"] = [list(c.token_ids) for c in await asyncio.gather(*(engine.generate(prompt, unseeded, 1) for _ in range(2)))]
+    engine._seeded = True
     results["tempered"] = [list(drawn[0].logprobs), under(model, prompt, drawn[0], 0.7)]
     cut = await engine.generate(prompt, SamplingConfig(top_p=0.5, max_tokens=6), 1)
     results["truncated"] = [list(cut.logprobs), under(model, prompt, cut, 1.0)]
