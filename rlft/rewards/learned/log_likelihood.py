@@ -15,6 +15,8 @@ from rlft.rewards.learned.batcher import Batcher, Sequenced
 from rlft.rewards.learned.models import DType, Encoder, Source, load_config, load_encoder, load_frozen, padded
 from rlft.types import Group, Trajectory
 
+CHUNK = 256  # tokens whose [S, V] distributions are held at once
+
 
 @defaults(timeout_s=300.0)
 class LogLikelihood:
@@ -125,6 +127,6 @@ def log_probabilities(model: Any, batch: Sequence[Sequenced]) -> list[float]:
         columns = torch.tensor([column for sequence in batch for column in sequence.where], device=model.device)
         needed, place = torch.unique(columns - 1, return_inverse=True)
         logits = model(input_ids=token_ids, attention_mask=mask, use_cache=False, logits_to_keep=needed).logits
-        distribution = logits[rows, place].float().log_softmax(-1)
-        scored = distribution.gather(1, token_ids[rows, columns, None]).squeeze(1).double()
+        parts = zip(*(x.split(CHUNK) for x in (rows, place, token_ids[rows, columns])), strict=True)
+        scored = torch.cat([logits[r, p].float().log_softmax(-1).gather(1, ids[:, None]) for r, p, ids in parts]).squeeze(1).double()
         return torch.zeros(len(batch), dtype=torch.float64, device=model.device).index_add(0, rows, scored).tolist()
