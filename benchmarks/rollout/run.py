@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/rollout/run.py MODEL [threads...]      # default 1 2; writes results.md beside this file
 
-Each side is a process of its own, all of them are started first and then take turns. Every request gives the log-probabilities
+Sides are processes of their own, all of which are started first and then take turns. Every request gives the log-probabilities
 of its tokens, and a request of a seed gives the same tokens on every side that has seeds, which is checked.
 """
 
@@ -34,6 +34,7 @@ SIDES = {
     "vllm": "LLM.generate with rlft's options, n = 8, no seeds",
     "vllm as installed": "LLM.generate with vLLM's own KV blocks (128 tokens), n = 8, no seeds",
 }
+PROCESS = {"vllm": "vllm seeded"}  # sides that share the process of another
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 4096,
@@ -54,7 +55,7 @@ def prompts(model: str) -> list[list[int]]:
 
 
 def rlft_side(model: str):
-    """A function (max_tokens, round) -> token ids of every answer, on rlft's engine as a run starts it."""
+    """A function (side, max_tokens, round) -> token ids of every answer, on rlft's engine as a run starts it."""
     from rlft.actors.engine import Engine
     from rlft.config import RolloutConfig, SamplingConfig
     from rlft.rollout.renderer import load_renderer
@@ -74,7 +75,7 @@ def rlft_side(model: str):
 
     loop.run_until_complete(warm_up())
 
-    def answer(max_tokens: int, number: int) -> list[list[int]]:
+    def answer(side: str, max_tokens: int, number: int) -> list[list[int]]:
         loop.run_until_complete(engine.call(engine._engine.reset_prefix_cache))
         return loop.run_until_complete(play(max_tokens, number))
 
@@ -97,7 +98,7 @@ def vllm_side(model: str, side: str):
     stop = sorted(load_renderer(model).eos_ids)
     given = [{"prompt_token_ids": ids} for ids in prompts(model)]
 
-    def answer(max_tokens: int, number: int) -> list[list[int]]:
+    def answer(side: str, max_tokens: int, number: int) -> list[list[int]]:
         llm.reset_prefix_cache()
         common = {"max_tokens": max_tokens, "logprobs": 0, "stop_token_ids": stop, "detokenize": False}
         if side == "vllm seeded":
@@ -108,7 +109,7 @@ def vllm_side(model: str, side: str):
         done = llm.generate(asked, params, use_tqdm=False)
         return [list(output.token_ids) for request in done for output in request.outputs]
 
-    answer(2, 0)
+    answer(side, 2, 0)
     return answer
 
 
@@ -117,13 +118,13 @@ def seed_of(number: int, prompt: int, member: int) -> int:
 
 
 def work(model: str, side: str) -> None:
-    """Answer lines of (max_tokens, round) with figures, until there are no more."""
+    """Answer lines of (side, max_tokens, round) with figures, until there are no more."""
     answer = rlft_side(model) if side == "rlft" else vllm_side(model, side)
     print("READY", flush=True)
     for line in sys.stdin:
-        max_tokens, number = json.loads(line)
+        asked, max_tokens, number = json.loads(line)
         wall, cpu = time.perf_counter(), time.process_time()
-        tokens = answer(max_tokens, number)
+        tokens = answer(asked, max_tokens, number)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         told = {"tokens": sum(map(len, tokens)), "wall": wall, "cpu": cpu, "crc": zlib.crc32(json.dumps(tokens).encode()), "peak": peak}
@@ -148,13 +149,14 @@ def read(process: subprocess.Popen, mark: str) -> str:
 
 def measure(model: str, threads: int) -> list[str]:
     """Rows of the table."""
-    running = {side: start(model, side, threads) for side in SIDES}
+    running = {side: start(model, side, threads) for side in SIDES if side not in PROCESS}
     figures: dict[tuple[str, int], list[dict[str, float]]] = {}
     for number in range(ROUNDS + 1):  # the first one is warm-up
         for max_tokens in MAX_TOKENS:
-            for side, process in running.items():
+            for side in SIDES:
+                process = running[PROCESS.get(side, side)]
                 assert process.stdin is not None
-                process.stdin.write(json.dumps([max_tokens, number]) + "\n")
+                process.stdin.write(json.dumps([side, max_tokens, number]) + "\n")
                 process.stdin.flush()
                 found = json.loads(read(process, "ANSWER "))
                 if number:
