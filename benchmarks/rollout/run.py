@@ -192,7 +192,8 @@ def main() -> None:
     about = (
         f"{Path(model).name}, float32, {len(QUESTIONS)} prompts x {GROUP} answers, log-probabilities of every token, median of {ROUNDS} "
         "rounds in which the sides took turns; the prefix cache is emptied before each. rlft and `vllm seeded` gave the same tokens in "
-        "every round. Peak: largest resident set of the process, rlft's after 256 sequences at once, as its warm-up has them."
+        "every round. Peak: largest resident set of the process, rlft's after 256 sequences at once, as its warm-up has them. "
+        "Other programs shared the machine: the figures per CPU second, over all threads, are the steadier ones."
     )
     text = "\n\n".join(["# Rollouts beside vLLM alone", about, machine, legend, "\n".join([HEAD, *rows])])
     (HERE / "results.md").write_text(text + "\n")
