@@ -240,3 +240,4 @@ class Sampled:
     task: Task
     trajectories: tuple[TrajectoryInfo, ...]
     said: tuple[tuple[str, ...], ...]  # in each, turn by turn
+    shown: tuple[tuple[str, ...], ...] = ()  # the same for people, without special tokens

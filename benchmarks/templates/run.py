@@ -222,8 +222,12 @@ def main(folder: Path, model: str) -> int:
         wrong += counts["DIFFERENT"] + counts["FORGED"]
         told = ", ".join(f"{what} {n}" for what, n in counts.most_common())
         lines += [f"## {title}: {len(rows)} templates", "", told, "", *table(rows), ""]
-        lines += ["The words of the first refusal of each:", ""]
-        lines += [f"- {row.name}, {column}: {words[:300]}" for row in rows for column, words in row.words.items()] + [""]
+        words: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            for column, said_so in row.words.items():
+                words.setdefault((column, said_so.partition(";")[0]), []).append(row.name)
+        lines += ["The words of the first refusal of each, up to the way out:", ""]
+        lines += [f"- {column}: {said_so} ({', '.join(names)})" for (column, said_so), names in words.items()] + [""]
     (HERE / "results.md").write_text("# Rendering against `apply_chat_template`\n\n" + "\n".join(lines))
     print("\n".join(line for line in lines if line.startswith(("## ", "equal")) or "DIFFERENT" in line or "FORGED" in line))
     return wrong

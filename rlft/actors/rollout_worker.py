@@ -127,7 +127,8 @@ class RolloutWorker:
         async def play(label: str, task: Task) -> Sampled:
             group = await self._play(label, task, sampling, samples, step)
             said = tuple(tuple(turn.action.get("content") or "" for turn in t.turns) for t in group.trajectories)
-            return Sampled(task, tuple(map(describe, group.trajectories)), said)
+            shown = tuple(tuple(self.renderer.readable(turn.completion.token_ids) for turn in t.turns) for t in group.trajectories)
+            return Sampled(task, tuple(map(describe, group.trajectories)), said, shown)
 
         return (await self._timed(play, tasks))[0]
 

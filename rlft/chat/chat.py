@@ -78,15 +78,18 @@ class Chat:
         if not said:
             raise RenderError("an empty conversation: give at least one message")
         continued = open_answer and said[-1]["role"] == ASSISTANT
-        self._check_shown(said, tools, open_answer and not continued)
+        plain = said
         shield, said, shown = self._shielded(said, tools)
         if not continued:
-            return Rendered(self._unescaped(self.template.text(said, shown, open_answer), shield), shield)
+            text = self._unescaped(self.template.text(said, shown, open_answer), shield)
+            self._check_shown(plain, tools, open_answer)
+            return Rendered(text, shield)
         mark = fresh(1, key_of(said, shown), self.template.source)[0]
         text = self.template.text([*said[:-1], {**said[-1], "content": said[-1]["content"] + mark + " "}], shown, open_answer=False)
         before, found, after = self._unescaped(text, shield).rpartition(mark)
         if not found:
             raise RenderError("the chat template does not render the assistant's content; set chat_template to one that does")
+        self._check_shown(plain, tools, open_answer=False)
         return Rendered(before if after.startswith(" ") else before.rstrip(), shield)  # a template that trims it trims all of it
 
     def after(self, messages: Sequence[Message], tools: Sequence[Any] = (), open_answer: bool = True) -> Rendered:

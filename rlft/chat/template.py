@@ -77,6 +77,7 @@ class ChatTemplate:
             text.encode()  # no tokenizer takes a lone surrogate
         except Exception as error:  # a template is a program by others: it may raise anything
             what = f"{type(error).__name__}: " if not type(error).__module__.startswith("jinja2") else ""
-            told = f"the chat template refuses {list(messages)!r:.200}: {what}{error}; change the messages, or set chat_template"
+            roles = " ".join(message["role"] for message in messages)
+            told = f"the chat template refuses a conversation of {roles}: {what}{error}; change the messages, or set chat_template"
             raise RenderError(told) from error
         return text

@@ -77,7 +77,7 @@ def show_samples(console: Console, evaluations: Mapping[int, Evaluation]) -> Non
 
 def _said(evaluation: Evaluation, i: int) -> str:
     sampled = evaluation.sampled[i]
-    shown = zip(sampled.said[:3], sampled.trajectories[:3], strict=True)
+    shown = zip((sampled.shown or sampled.said)[:3], sampled.trajectories[:3], strict=True)
     return "\n".join(f"{' -> '.join(repr(text[-200:]) for text in turns)} ({info.outcome:g})" for turns, info in shown)
 
 

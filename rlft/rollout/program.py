@@ -6,10 +6,11 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from rlft.chat.messages import normal
 from rlft.envs.base import Env, EnvFn, Step, ToolSpec
-from rlft.errors import RewardError
+from rlft.errors import RenderError, RewardError
 from rlft.rollout.renderer import Renderer
 from rlft.types import Completion, Group, Message, Source, Task, Trajectory, Turn
 
@@ -41,7 +42,7 @@ async def run_episode(
     turns: list[Turn] = []
     step = Step()
     try:
-        observed = tuple(await _ask(env.reset(), env))
+        observed = _said(await _ask(env.reset(), env), env)
         ids = renderer.render(observed, env.tools)
         sources = [int(Source.PROMPT)] * len(ids)
         while policy.room(ids) > 0:
@@ -55,8 +56,8 @@ async def run_episode(
             turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed, parts))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
                 break
-            sampled, observed = list(completion.token_ids), tuple(step.messages)
-            appended = renderer.extend(sampled, step.messages, env.tools)
+            sampled, observed = list(completion.token_ids), _said(step.messages, env)
+            appended = renderer.extend(sampled, observed, env.tools)
             ids = [*ids, *sampled, *appended]
             sources = sources + [int(Source.ENVIRONMENT)] * len(appended)
     except RewardError as error:
@@ -80,6 +81,14 @@ async def _ask(answer: Awaitable[Answer], env: Env) -> Answer:
         return await answer
     except Exception as error:
         raise RewardError(f"environment {type(env).__name__!r} raised {type(error).__name__}: {error}") from error
+
+
+def _said(messages: Any, env: Env) -> tuple[Message, ...]:
+    """What an environment said, as messages. Raises RenderError."""
+    try:
+        return tuple(normal(messages))
+    except RenderError as error:
+        raise RenderError(f"environment {type(env).__name__!r} said no messages: {error}") from error
 
 
 def _checked(step: Step, env: Env) -> Step:

@@ -148,6 +148,10 @@ class Renderer:
         """
         return {"role": ASSISTANT, "content": self.text([i for i in completion_ids if i not in self._outside])}
 
+    def readable(self, ids: Sequence[int]) -> str:
+        """What `ids` say to a person: no special tokens."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
     def text(self, ids: Sequence[int]) -> str:
         """Everything in `ids`, special tokens included."""
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -90,6 +90,21 @@ def policy_tokens(*pairs, tokenizer, margins=False, max_length=100):
     return texts, [p.gap for p in fitting], [row.reason for row in bad]
 
 
+def test_a_pair_of_which_the_template_loses_a_part_is_set_aside_by_name(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = (
+        "{% for m in messages if m['role'] != 'human' %}{{ m['content'].split('#')[-1] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    human, hidden = {"role": "human", "content": "Sky?"}, {"role": "assistant", "content": "thought # Blue."}
+    asked = ((USER, BLUE), (human, BLUE), (USER, hidden))
+    pairs = [Preference(str(n), (prompt,), (chosen,), (GREEN,)) for n, (prompt, chosen) in enumerate(asked, start=1)]
+    texts, _, bad = policy_tokens(*pairs, tokenizer=tokenizer)
+    assert len(texts) == 1 and "does not render role 'human'" in bad[0] and "leaves out a part of the answer" in bad[1]
+    encoded, bad = encode_pairs(pairs, Encoder(tokenizer, "", 100))
+    assert len(encoded) == 2 and [row.source for row in bad] == ["pair 2"]
+
+
 def test_a_policy_is_trained_on_two_answers_up_to_their_eos(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     plain, better = Preference("1", (USER,), (BLUE,), (GREEN,)), Preference("2", (USER,), (BLUE,), (GREEN,), 0.5)

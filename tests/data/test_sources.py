@@ -76,6 +76,15 @@ def test_a_prompt_of_messages_is_kept_and_parquets_null_keys_are_not(tmp_path):
     assert load_tasks(DataConfig(source=source)).tasks[0].messages == tuple(messages)
 
 
+def test_contents_of_text_parts_become_the_text_that_graders_and_judges_read(tmp_path):
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+    call = {"function": {"name": "add", "arguments": {}}}
+    prompt = [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    source = write_jsonl(tmp_path / "a.jsonl", [{"prompt": prompt, "answer": 1}])
+    user, assistant = load_tasks(DataConfig(source=source)).tasks[0].messages
+    assert user["content"] == "1+1?" and assistant == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
 def test_an_empty_answer_field_means_no_answers(tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "write a poem"}])
     assert load_tasks(DataConfig(source=source, answer="")).tasks[0].answer is None
@@ -94,6 +103,7 @@ BROKEN = [
     ({"id": "x", "prompt": [], "answer": 1}, "prompt", "empty prompt"),
     ({"id": "x", "prompt": [{"role": "user"}], "answer": 1}, "prompt", "message 0: expected text in 'role' and 'content'"),
     ({"id": "x", "prompt": ["hi"], "answer": 1}, "prompt", "message 0"),
+    ({"id": "x", "prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": 1}, "prompt", "part 0 of 'content'"),
     ({"id": "good", "prompt": "again", "answer": 1}, "id", "the id 'good' stands in an earlier row too"),
     ({"id": True, "prompt": "p", "answer": 1}, "id", "expected text or a whole number, got True"),
     ({"id": "", "prompt": "p", "answer": 1}, "id", "expected text or a whole number, got ''"),

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import family_tokenizer
 
 from rlft.envs.base import Step
 from rlft.envs.single_turn import SingleTurn
@@ -53,6 +54,20 @@ class Echo:
 
     async def close(self):
         self.closed = True
+
+
+class Speaks(Echo):
+    """Answers with whatever it is given: `first` at the beginning, `then` later."""
+
+    def __init__(self, first, then):
+        super().__init__(turns=2)
+        self.first, self.then = first, then
+
+    async def reset(self):
+        return self.first
+
+    async def step(self, action):
+        return Step(self.then)
 
 
 def play(tokenizer, policy, env, max_turns=8):
@@ -194,3 +209,25 @@ def test_a_first_attempt_that_was_given_before_is_the_first_turn_and_is_never_tr
         assert batch.token_ids[batch.loss_mask].tolist() == policy.sampled[0]
     plain = play(tokenizer, RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id), Echo(turns=2))
     assert Source.HINT not in plain.turns[1].sources  # the control: without one, every turn is sampled
+
+
+@pytest.mark.parametrize("said", ["hello", TASK.messages[0], [{"role": "user", "content": 5}], None], ids=repr)
+def test_messages_of_another_shape_fail_the_trajectory_by_name(said):
+    tokenizer = family_tokenizer("chatml")
+    policy = RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id)
+    good = list(TASK.messages)
+    assert play(tokenizer, policy, Speaks(good, good), max_turns=2).status != "failed"  # the control
+    for env in (Speaks(said, good), Speaks(good, said)):
+        played = play(tokenizer, policy, env, max_turns=2)
+        assert played.status == "failed" and played.error.startswith("environment 'Speaks' said no messages: ")
+        assert env.closed
+
+
+def test_a_first_attempt_stands_in_the_context_as_the_template_writes_it():
+    tokenizer = family_tokenizer("llama")
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    task = replace(TASK, first_attempt=" 4 ")
+    policy = RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id)
+    first, *_ = asyncio.run(run_episode(task, Echo(turns=3), policy, renderer, 2)).turns
+    whole = [*TASK.messages, {"role": "assistant", "content": " 4 "}]
+    assert [*first.prompt_ids, *first.completion.token_ids] == renderer.chat.ids(whole, open_answer=False)

@@ -160,6 +160,7 @@ def test_parsing_keeps_special_tokens_that_carry_meaning_and_drops_those_that_en
     text = '<tool_call>{"name": "add"}</tool_call>'
     ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"] + [renderer.tokenizer.eos_token_id]
     assert renderer.parse(ids)["content"] == text
+    assert renderer.readable(ids) == '{"name": "add"}'  # for people
     assert renderer.tokenizer.decode(ids, skip_special_tokens=True) != text  # the control
 
 
