@@ -43,6 +43,7 @@ class Codec:
             raise ConfigError(f"{type(tokenizer).__name__} is no fast tokenizer; save one that `tokenizers` reads (tokenizer.json)")
         self.tokenizer = tokenizer
         self.added = frozenset(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}  # that one stands for any text
+        self.tokens_a_byte = _tokens_a_byte(tokenizer.backend_tokenizer)
         self._made: dict[tuple[bool, bool], Any] = {}
         plain, whole = self.encode("a"), tokenizer("a")["input_ids"]
         starts = [k for k in range(len(whole) - len(plain) + 1) if whole[k : k + len(plain)] == plain]
@@ -114,6 +115,16 @@ class Codec:
                 table["added_tokens"] = []
             self._made[split, first] = Tokenizer.from_str(json.dumps(table if first else _never_first(table)))
         return self._made[split, first]
+
+
+def _tokens_a_byte(backend: Any) -> int:
+    """How many tokens a byte of text can become at most; 0 where that is not known."""
+    steps, normalizer = repr(backend.pre_tokenizer), backend.normalizer
+    if "ByteLevel" not in steps or "add_prefix_space=True" in steps:
+        return 0
+    if normalizer is None:
+        return 1
+    return 3 if type(normalizer).__name__ == "NFC" else 0  # composing makes some characters longer, by 3 at most
 
 
 def _never_first(table: Any) -> Any:

@@ -130,11 +130,26 @@ class Renderer:
             raise RenderError(f"the chat template closes an answer with {said[-20:]!r}, and with no EOS of the model ({names}); {way_out}")
         return ids[: end + 1]
 
-    def lengths(self, conversations: Sequence[Sequence[Message]], tools: Sequence[ToolSpec] = ()) -> list[int | RenderError]:
-        """Tokens of `render` of each, counted in batches; or why it cannot be rendered."""
+    def lengths(
+        self, conversations: Sequence[Sequence[Message]], tools: Sequence[ToolSpec] = (), enough: int = 0
+    ) -> list[int | RenderError]:
+        """Tokens of `render` of each, counted in batches; or why it cannot be rendered.
+
+        Args:
+            enough: where a text cannot have more tokens than this, by its bytes, it is not encoded, and that bound is returned.
+        """
         rendered = [attempt(self.chat.rendered, messages, tools) for messages in conversations]
-        ids = iter(self.encode_many([made for made in rendered if not isinstance(made, RenderError)]))
-        return [made if isinstance(made, RenderError) else len(next(ids)) for made in rendered]
+        bounds = [0 if isinstance(made, RenderError) else self._bound(made) for made in rendered]
+        sure = [0 < bound <= enough for bound in bounds]
+        known = zip(rendered, sure, strict=True)
+        ids = iter(self.encode_many([made for made, skip in known if not skip and not isinstance(made, RenderError)]))
+        found = zip(rendered, bounds, sure, strict=True)
+        return [made if isinstance(made, RenderError) else bound if skip else len(next(ids)) for made, bound, skip in found]
+
+    def _bound(self, rendered: Rendered) -> int:
+        """The most tokens that a text can have; 0 where that is not known."""
+        each = self.chat.codec.tokens_a_byte
+        return each and len(self.chat.prefix) + each * len(rendered.text.encode())
 
     def encode_many(self, rendered: Sequence[Rendered]) -> list[list[int]]:
         """Token ids of many conversations, in batches and without keeping them."""

@@ -65,7 +65,7 @@ def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig, to
     """
     limit, wanted = config.rollout.max_model_len, config.rollout.max_tokens
     fitting, bad, tight, refused, least = [], [], 0, 0, wanted
-    for number, task, found in shown(_rendered(tasks, renderer, tools), "prompts rendered", len(tasks)):
+    for number, task, found in shown(_rendered(tasks, renderer, tools, limit - wanted), "prompts rendered", len(tasks)):
         broken = next((length for length in found if isinstance(length, RenderError)), None)
         length = max(length for length in found if isinstance(length, int)) if broken is None else 0
         if broken is not None:
@@ -88,12 +88,12 @@ def fit_context(tasks: Sequence[Task], renderer: Renderer, config: RunConfig, to
 
 
 def _rendered(
-    tasks: Sequence[Task], renderer: Renderer, tools: Sequence[ToolSpec]
+    tasks: Sequence[Task], renderer: Renderer, tools: Sequence[ToolSpec], enough: int
 ) -> Iterable[tuple[int, Task, list[int | RenderError]]]:
-    """Each task with its number and its prompts' lengths in tokens, its own and its variants'."""
+    """Each task with its number and its prompts' lengths in tokens, its own and its variants'; up to `enough` a bound may stand for one."""
     for at in range(0, len(tasks), CHUNK):
         chunk = tasks[at : at + CHUNK]
-        lengths = iter(renderer.lengths([way.messages for task in chunk for way in (task, *task.variants)], tools))
+        lengths = iter(renderer.lengths([way.messages for task in chunk for way in (task, *task.variants)], tools, enough))
         for number, task in enumerate(chunk, start=at + 1):
             yield number, task, [next(lengths) for _ in range(1 + len(task.variants))]
 

@@ -352,6 +352,16 @@ def test_lengths_of_many_prompts_are_those_of_each():
     assert isinstance(lost, RenderError)
 
 
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_a_text_has_no_more_tokens_than_its_bound(kind):
+    renderer = make(TOKENIZERS[kind]())
+    asked = [[{"role": "user", "content": text}] for text in (*TEXTS, "<|im_end|>" * 9, "🙂" * 40)]
+    exact, bounds = renderer.lengths(asked), renderer.lengths(asked, enough=10_000)
+    assert all(known >= length for length, known in zip(exact, bounds, strict=True))
+    assert renderer.lengths(asked, enough=1) == exact  # nothing is that short: all are counted
+    assert (bounds == exact) == kind.startswith("metaspace") or kind == "plain"  # where no bound is known, all are counted too
+
+
 def test_many_demonstrations_are_what_each_is():
     renderer = make(with_template(DROPS_THOUGHT))
     good, lost = renderer.demonstrations([("4", [USER]), ("<think>easy</think>4", [USER])])
