@@ -104,7 +104,7 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2, 3] | None = None  # unset: by ranks, dtype and memory (learner/memory.py)
     offload_optimizer: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    lr: float = Field(default=1e-6, gt=0)
+    lr: float | None = Field(default=None, gt=0)  # unset: by the kind of run and LoRA (`learning_rate`)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # final over peak learning rate
@@ -113,14 +113,29 @@ class LearnerConfig(Section):
     grad_clip: float = Field(default=1.0, gt=0)
     num_minibatches: int = Field(default=1, ge=1)  # optimizer steps per pass over a step's batch
     num_epochs: int = Field(default=1, ge=1)  # passes over a step's batch
-    max_tokens_per_micro_batch: int = Field(default=16384, ge=1)  # padded tokens of one forward pass
-    logprob_chunk: int = Field(default=4096, ge=1)  # tokens projected on the vocabulary at once
+    # Unset: by the model, the dtype and the memory there is (learner/memory.py).
+    max_tokens_per_micro_batch: int | None = Field(default=None, ge=1)  # padded tokens of one forward pass
+    logprob_chunk: int | None = Field(default=None, ge=1)  # tokens projected on the vocabulary at once
     gradient_checkpointing: bool = False
     lora_rank: int = Field(default=0, ge=0)  # 0 = full fine-tuning
     lora_alpha: float = Field(default=16.0, gt=0)
     lora_targets: list[str] = ["all-linear"]
     max_non_finite: int = Field(default=3, ge=1)  # skipped steps in a row before the run stops
     timeout_s: float = Field(default=1800.0, gt=0)  # longest wait for a step's update
+
+
+Kind = Literal["train", "sft", "dpo", "train-rm"]
+# Peak learning rates of full fine-tuning, TRL's defaults by kind. Adapters want about ten times as much (Schulman et al.,
+# "LoRA Without Regret", 2025), whatever their rank.
+LEARNING_RATES: Mapping[Kind, float] = {"train": 1e-6, "sft": 2e-5, "dpo": 1e-6, "train-rm": 1e-5}
+LORA_FACTOR = 10
+
+
+def learning_rate(learner: LearnerConfig, kind: Kind) -> float:
+    """The run file's peak learning rate, or where it names none the one of its kind of run."""
+    if learner.lr is not None:
+        return learner.lr
+    return LEARNING_RATES[kind] * (LORA_FACTOR if learner.lora_rank else 1)
 
 
 class CriticConfig(Section):

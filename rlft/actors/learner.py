@@ -31,9 +31,9 @@ class Learner:
         self.transfer, self.workers_per_engine = transfer, workers_per_engine
         self._connected = False
 
-    async def ready(self) -> None:
-        """Wait until every rank has its share of the model. What a rank refuses is raised here."""
-        await self._all([rank.ready.remote() for rank in self.ranks], "learner (start)")
+    async def ready(self) -> Mapping[str, str]:
+        """Wait until every rank has its share of the model. Returns what they chose; what a rank refuses is raised here."""
+        return (await self._all([rank.ready.remote() for rank in self.ranks], "learner (start)"))[0]
 
     async def update(self, groups: Sequence[GroupRef], algorithm: Algorithm, setting: Setting = DEFAULTS) -> dict[str, float]:
         """One training step on whole groups, balanced over the ranks by tokens.

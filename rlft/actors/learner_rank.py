@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 from rlft.actors.buckets import pack
+from rlft.actors.capacity import counted, rank_capacity
 from rlft.actors.weight_transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm, Need
 from rlft.algorithms.masking import loss_weights, weighted_sum
-from rlft.config import CriticConfig, LearnerConfig
+from rlft.config import CriticConfig, LearnerConfig, learning_rate
 from rlft.errors import ConfigError, NonFiniteError
 from rlft.learner.batching import collate, empty_batch, micro_batches
 from rlft.learner.critic import explained_variance, load_critic
-from rlft.learner.memory import choose_stage
+from rlft.learner.memory import choose_budgets, explain, shape_of, state_bytes, training_of
 from rlft.learner.meter import Meter
 from rlft.learner.policy import adapters_off, buckets, exports, load_policy, load_tokenizer, save_model
 from rlft.learner.rows import Row, RowBlock, unpack_rows
@@ -43,7 +44,7 @@ class LearnerRank:
     or in any process.
 
     Args:
-        config: the run file's [learner].
+        config: the run file's [learner]; budgets and a ZeRO stage that it leaves open are chosen here, alike on all ranks.
         model: folder or Hub name of a causal language model.
         rank, world_size, master_addr, master_port: where the ranks meet.
         steps: updates in the whole run, for the learning rate schedule.
@@ -55,6 +56,7 @@ class LearnerRank:
         state: folder in which `save` left the optimizers' state; "" starts them anew.
         dump_dir: where the rows of a step that stopped the run are written.
         chat_template: the text of the run's, saved with the model; "": the tokenizer's own.
+        longest_row: tokens that a row may have; 0 where nobody knows.
 
     Raises:
         ConfigError: a missing model, or options that do not go together.
@@ -77,6 +79,7 @@ class LearnerRank:
         state: str = "",
         dump_dir: str | Path = ".",
         chat_template: str = "",
+        longest_row: int = 0,
     ) -> None:
         from rlft.actors import zero
 
@@ -88,22 +91,34 @@ class LearnerRank:
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
         dtype = zero.training_dtype(config, self._device)
         bf16 = dtype == torch.bfloat16
-        config = self._config = config.model_copy(update={"zero_stage": choose_stage(config, world_size, bf16)})
+        memory = rank_capacity(self._device, config.gpus)
         torch.manual_seed(seed)  # adapters start equal on every rank
-        load = {"dtype": dtype, "logprob_chunk": config.logprob_chunk}
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
-        policy = load_policy(model, **load, **lora, gradient_checkpointing=config.gradient_checkpointing, value_head=shared)
+        policy = load_policy(model, dtype=dtype, **lora, gradient_checkpointing=config.gradient_checkpointing, value_head=shared)
         self._exports = exports(policy)
+        shape = shape_of(policy.lm.config.get_text_config(), *counted(policy))
+        training = training_of(config, shape, world_size, bf16, memory.total)
+        given, config = config, config.model_copy(update={"zero_stage": training.stage, "lr": learning_rate(config, "train")})
+        self._lr, others = learning_rate(config, "train"), 0.0
         self._engine = zero.start_engine(policy.to(self._device), config, bf16, critic.lr if critic and shared else None)
         self._critic: Any = None
         if critic and not shared:
             body = load_critic(critic.model or model, dtype, config.gradient_checkpointing)
+            others += state_bytes(shape_of(body.lm.config.get_text_config(), *counted(body)), training)
             self._critic = zero.start_engine(body.to(self._device), config.model_copy(update={"lr": critic.lr}), bf16)
         self._transfer: Any = None
         self._reference = None
         self._can_refer = bool(reference)
         if reference and not (config.lora_rank and reference == model):
-            self._reference = zero.shard_frozen(load_policy(reference, **load).to(self._device), config, bf16)
+            frozen = load_policy(reference, dtype=dtype)
+            others += counted(frozen)[0] * training.width / (world_size if training.stage == 3 else 1)
+            self._reference = zero.shard_frozen(frozen.to(self._device), config, bf16)
+        self.shape, self.training = shape, replace(training, others=others)
+        self.budgets = choose_budgets(shape, self.training, memory.available, self._device.type == "cuda", config)
+        for scored in filter(None, (policy, self._reference)):
+            scored.lm.get_output_embeddings().chunk = self.budgets.chunk
+        self._told = explain(self.budgets, self.training, given, memory.available, longest_row)
+        self._config = config.model_copy(update={"max_tokens_per_micro_batch": self.budgets.tokens})
         self._seed, self._updates, self._total_updates = seed, start_step, steps
         self._skipped: Counter[str] = Counter()  # optimizer steps in a row, by what trains
         self._critic_updates = start_step if state else 0  # a critic without its state has not warmed up
@@ -147,8 +162,9 @@ class LearnerRank:
         self._critic_updates += 1
         return meter.totals()
 
-    def ready(self) -> None:
-        """Answers once the rank is up."""
+    def ready(self) -> Mapping[str, str]:
+        """Answers once the rank is up, with what is to be told of what it chose (`memory.explain`)."""
+        return self._told
 
     def probe_logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities at temperature 1 of fixed sequences, [len - 1] each: the first token has nothing before it."""
@@ -268,6 +284,7 @@ class LearnerRank:
 
     def _micro_batches(self, batch: Batch, unit: Unit = "row") -> list[Batch]:
         budget = self._config.max_tokens_per_micro_batch
+        assert budget is not None
         micros = micro_batches(batch, budget, unit=unit)
         most = torch.tensor(len(micros), device=self._device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
@@ -287,7 +304,7 @@ class LearnerRank:
             for part in parts(batch, config.num_epochs, config.num_minibatches, generator):
                 loss = partial(self._loss, part=part, algorithm=algorithm, meter=meter, warming_up=warming_up)
                 factor = self._learn(self._engine, part, algorithm, loss, meter, rows, "grad/norm", freeze_body=warming_up)
-                meter.average("learner/lr", config.lr * factor)
+                meter.average("learner/lr", self._lr * factor)
 
     def _learn(
         self,

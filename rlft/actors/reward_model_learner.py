@@ -5,7 +5,7 @@ Axes: P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,9 @@ class RewardModelLearner:
     def __init__(self, ranks: Sequence[Any], timeout_s: float) -> None:
         self._ranks, self._timeout_s = ranks, timeout_s
 
-    async def ready(self) -> None:
-        """Wait until every rank has its share of the model. What a rank refuses is raised here."""
-        await self._all([rank.ready.remote() for rank in self._ranks], "reward model (start)")
+    async def ready(self) -> Mapping[str, str]:
+        """Wait until every rank has its share of the model. Returns what they chose; what a rank refuses is raised here."""
+        return (await self._all([rank.ready.remote() for rank in self._ranks], "reward model (start)"))[0]
 
     async def update(self, pairs: Sequence[EncodedPair], loss: PairLoss) -> dict[str, float]:
         """One training step on whole pairs, balanced over the ranks by tokens. Returns metrics over all ranks."""

@@ -6,19 +6,20 @@ Axes: B rows, T tokens, P pairs. Every public method is collective: all ranks ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlft.actors.capacity import counted, rank_capacity
 from rlft.actors.learner_rank import PAD_ID
 from rlft.actors.score_model import load_score_model
-from rlft.config import LearnerConfig
+from rlft.config import LearnerConfig, learning_rate
 from rlft.data.preferences import EncodedPair
 from rlft.errors import NonFiniteError
-from rlft.learner.memory import choose_stage
+from rlft.learner.memory import choose_budgets, explain, shape_of, training_of
 from rlft.learner.meter import Meter
 from rlft.learner.policy import buckets, exports, load_tokenizer, save_model
 from rlft.learner.schedule import lr_factor
@@ -32,7 +33,7 @@ class RewardModelRank:
     or in any process.
 
     Args:
-        config: the run file's [learner].
+        config: the run file's [learner]; a micro-batch budget and a ZeRO stage that it leaves open are chosen here.
         model: folder or Hub name of a language model, or of a reward model to go on with.
         rank, world_size, master_addr, master_port: where the ranks meet.
         steps: updates in the whole run, for the learning rate schedule.
@@ -61,8 +62,7 @@ class RewardModelRank:
         self._zero, self._rank, self._world_size = zero, rank, world_size
         self._device = zero.join_ranks(rank, world_size, master_addr, master_port, config.timeout_s)
         dtype = zero.training_dtype(config, self._device)
-        stage = choose_stage(config, world_size, dtype == torch.bfloat16)
-        config = self._config = config.model_copy(update={"zero_stage": stage})
+        memory = rank_capacity(self._device, config.gpus)
         self._tokenizer = load_tokenizer(model, chat_template)
         pad_id = self._tokenizer.eos_token_id if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
         torch.manual_seed(seed)  # the head and adapters start equal on every rank
@@ -76,11 +76,19 @@ class RewardModelRank:
         )
         self._pad_id = scorer.lm.config.get_text_config().pad_token_id
         self._exports = exports(scorer)
+        shape = shape_of(scorer.lm.config.get_text_config(), *counted(scorer))
+        training = training_of(config, shape, world_size, dtype == torch.bfloat16, memory.total)
+        budgets = choose_budgets(shape, training, memory.available, self._device.type == "cuda", config)
+        self._told = explain(budgets, training, config, memory.available, head=False)
+        self._lr = learning_rate(config, "train-rm")
+        changes = {"zero_stage": training.stage, "lr": self._lr, "max_tokens_per_micro_batch": budgets.tokens}
+        config = self._config = config.model_copy(update=changes)
         self._engine = zero.start_engine(scorer.to(self._device), config, dtype == torch.bfloat16)
         self._total_steps, self._steps, self._skipped_in_a_row = steps, 0, 0
 
-    def ready(self) -> None:
-        """Answers once the rank is up."""
+    def ready(self) -> Mapping[str, str]:
+        """Answers once the rank is up, with what is to be told of what it chose (`memory.explain`)."""
+        return self._told
 
     def update(self, loss: PairLoss, num_pairs: int, pairs: Sequence[EncodedPair]) -> dict[str, float]:
         """Take one step on the mean loss over `num_pairs` pairs, of which `pairs` (none is fine) are this rank's.
@@ -129,7 +137,9 @@ class RewardModelRank:
 
     def _micro_batches(self, pairs: Sequence[EncodedPair]) -> list[list[EncodedPair]]:
         """As many on every rank; those that are filled up are empty."""
-        micros = pair_batches(pairs, self._config.max_tokens_per_micro_batch)
+        budget = self._config.max_tokens_per_micro_batch
+        assert budget is not None
+        micros = pair_batches(pairs, budget)
         most = torch.tensor(len(micros), device=self._device)
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return micros + [[] for _ in range(int(most) - len(micros))]
@@ -175,7 +185,7 @@ class RewardModelRank:
                 f"loss or gradient was not finite in {self._skipped_in_a_row} optimizer steps in a row; "
                 "the weights are those before them: look for extreme margins, or lower learner.lr"
             )
-        return config.lr * factor
+        return self._lr * factor
 
 
 def pair_batches(pairs: Sequence[EncodedPair], max_tokens: int) -> list[list[EncodedPair]]:

@@ -74,7 +74,7 @@ def start_engine(policy: nn.Module, config: LearnerConfig, bf16: bool, head_lr: 
     """
     import deepspeed
 
-    assert config.zero_stage is not None, "the stage is chosen before an engine starts"
+    assert config.zero_stage is not None and config.lr is not None, "both are chosen before an engine starts"
     trained: Any = parameter_groups(policy, config.lr, config.weight_decay, head_lr)
     adamw = {"lr": config.lr, "betas": list(config.betas), "weight_decay": config.weight_decay, "torch_adam": True, "fused": True}
     zero = _zero_section(policy, config.zero_stage)

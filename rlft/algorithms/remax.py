@@ -28,5 +28,5 @@ def remax(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared
         mask = on_trajectories(batch, graded.float()) > 0
         return greedy_baseline(replace(batch, loss_mask=mask), reduce)
 
-    surrogate, needs = clipped(clip_low, clip_high), ("old_logprobs", "baselines")
-    return policy_gradient("remax", advantages, surrogate, shared, needs=needs, min_group=1, signal="advantages")
+    surrogate = clipped(clip_low, clip_high)
+    return policy_gradient("remax", advantages, surrogate, shared, needs=("old_logprobs", "baselines"), min_group=1, signal="advantages")

@@ -115,7 +115,7 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in _chunks(len(targets), chunk):
             distribution = _log_softmax(hidden[part], weight, bias, temperature)
             logprobs[part] = distribution.gather(1, targets[part, None]).squeeze(1)
-            entropy[part] = -(distribution.exp() * distribution).sum(-1)
+            entropy[part] = -distribution.exp().mul_(distribution).sum(-1)  # in place: two copies of [chunk, V] at the most
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 

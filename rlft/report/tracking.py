@@ -241,6 +241,17 @@ class Tracker:
             self.folder.append_quarantine(bad_rows)
             self.warn(f"{len(bad_rows)} bad rows left out, listed in {self.folder.quarantine}:\n{describe(bad_rows)}")
 
+    def say(self, message: str) -> None:
+        """Tell something on screen, above the live line."""
+        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def learner(self, told: Mapping[str, str]) -> None:
+        """Say what the learner chose ("chosen"), and warn of what it has no room for ("tight")."""
+        if "chosen" in told:
+            self.say(told["chosen"])
+        if "tight" in told:
+            self.warn(told["tight"])
+
     def warn(self, message: str) -> None:
         """Say something on screen, above the live line."""
         self.console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)

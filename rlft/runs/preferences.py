@@ -23,6 +23,7 @@ from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Source, load_config, load_encoder
 from rlft.rollout.renderer import load_renderer
 from rlft.runs.checkpoints import PROGRESS, writing
+from rlft.runs.defaults import with_rates
 from rlft.runs.preflight import check_run_dir, look_ahead, num_saves, tell
 from rlft.runs.start import make_algorithm, put, ray_session, start_learner
 from rlft.types import GroupRef
@@ -51,6 +52,7 @@ def dpo(
     Raises:
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
     """
+    config = with_rates(config, "dpo")
     algorithm = _algorithm(config)
     check_run_dir(config.run_dir)
     check_model(config.model)
@@ -68,6 +70,7 @@ async def _train(
     config: RunConfig, algorithm: Algorithm, pairs: Sequence[TokenPair], folder: RunFolder, tracker: Tracker
 ) -> dict[str, Any]:
     learner = start_learner(config, algorithm, None, folder.path.resolve())
+    tracker.learner(await learner.ready())
     stream = PairStream(pairs, config.seed, config.data.shuffle)
 
     async def after_step(step: int) -> None:

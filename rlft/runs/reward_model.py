@@ -26,6 +26,7 @@ from rlft.report.preferences import PreferenceReport
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
 from rlft.runs.checkpoints import PROGRESS, writing
+from rlft.runs.defaults import with_rates
 from rlft.runs.preflight import check_room, check_run_dir, check_savable, num_saves, tell
 from rlft.runs.start import ray_session, start_ranks
 
@@ -64,6 +65,7 @@ def train_rm(
     Raises:
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
     """
+    config = with_rates(config, "train-rm")
     _check_applies(config)
     check_run_dir(config.run_dir)
     check_model(config.model)
@@ -89,7 +91,7 @@ async def _train(
     config: RunConfig, pairs: Sequence[EncodedPair], held: _Held, chat_template: str, folder: RunFolder, tracker: Tracker
 ) -> dict[str, Any]:
     learner = RewardModelLearner(start_ranks(config, RewardModelRank, chat_template=chat_template), config.learner.timeout_s)
-    await learner.ready()
+    tracker.learner(await learner.ready())
     stream = PairStream(pairs, config.seed, config.data.shuffle)
     scores = np.zeros((0, 2))
 

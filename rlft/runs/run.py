@@ -22,6 +22,7 @@ from rlft.report.tracking import RunFolder, Tracker
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rollout.templates import check_template
 from rlft.runs.checkpoints import PROGRESS, Saved, last, writing
+from rlft.runs.defaults import with_rates
 from rlft.runs.evaluation import evaluate_policy
 from rlft.runs.fit import answer_of, fit_demonstrations
 from rlft.runs.parts import Parts, load_source, prepare
@@ -59,7 +60,7 @@ def train(
     if resume and overwrite:
         raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
     check_run_dir(config.run_dir)
-    config = with_context(config)
+    config = with_rates(with_context(config), "train")
     stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
     told = look_ahead(
         config, stages[0].parts.renderer, num_saves([stage.config for stage in stages]), _critic(stages), config.tracking.save_state
@@ -99,6 +100,7 @@ def _cpus(stage: Stage) -> tuple[float, float, float]:
 
 def sft(config: RunConfig, *, tasks: Sequence[Task] | None = None, address: str | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Supervised fine-tuning on tasks whose answer is the text to learn. Same learner, same run folder."""
+    config = with_rates(config, "sft")
     _check_sft(config)
     check_run_dir(config.run_dir)
     check_model(config.model)
@@ -145,6 +147,7 @@ def evaluate(
 async def _sft(config: RunConfig, tasks: Sequence[Task], renderer: Renderer, folder: RunFolder, tracker: Tracker) -> dict[str, Any]:
     algorithm = sft_algorithm()
     learner = start_learner(config, algorithm, None, folder.path.resolve())
+    tracker.learner(await learner.ready())
     stream = TaskStream(tasks, config.seed, config.data)
 
     async def after_step(step: int) -> None:

@@ -147,7 +147,8 @@ class _Run:
             self.tracker.warn(f"{saved.name} holds no optimizer state (tracking.save_state): the optimizer, and a critic, start anew")
         crew = start_crew(self.config, stage, saved, self.folder)
         try:
-            await asyncio.gather(crew.rollouts.warm_up(), crew.learner.ready())
+            _, told = await asyncio.gather(crew.rollouts.warm_up(), crew.learner.ready())
+            self.tracker.learner(told)
             attempts = await self._first_attempts(stage, saved, crew)
             if saved.step == 0 or self._measures_anew(stage, saved):
                 await self._measure(stage, crew, saved.step)

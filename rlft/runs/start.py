@@ -119,6 +119,7 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
         learners = config.learner.num_ranks * config.learner.cpus
         engines = (config.rollout.num_workers + judges) * config.rollout.cpus
         cpus = (engines + pool) * rollouts + learners * learner
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves actors beside any other busy process
         ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
     try:
         yield
@@ -174,15 +175,21 @@ class Origin:
 
 
 def start_learner(
-    config: RunConfig, algorithm: Algorithm, transfer: Transfer | None, dump_dir: Path, group: Any = None, origin: Origin | None = None
+    config: RunConfig,
+    algorithm: Algorithm,
+    transfer: Transfer | None,
+    dump_dir: Path,
+    group: Any = None,
+    origin: Origin | None = None,
+    longest_row: int = 0,
 ) -> Learner:
-    """Start the learner ranks of a policy."""
+    """Start the learner ranks of a policy; `longest_row` is what a row may have in tokens, 0 where nobody knows."""
     origin, critic = origin or Origin(), None
     if "values" in algorithm.needs:
         critic = config.critic.model_copy(update={"model": "" if config.critic.shared else absolute(config.critic.model or config.model)})
     reference = absolute(origin.reference or config.model) if "ref_logprobs" in algorithm.needs else ""
     template = Path(config.chat_template).read_text() if config.chat_template else ""
-    begin = {"start_step": origin.stage_steps_done, "state": origin.state, "chat_template": template}
+    begin = {"start_step": origin.stage_steps_done, "state": origin.state, "chat_template": template, "longest_row": longest_row}
     ranks = start_ranks(config, LearnerRank, group, reference=reference, critic=critic, dump_dir=str(dump_dir), **begin)
     return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
 
@@ -334,7 +341,7 @@ def start(
     shared = shared_bundles(config, transfer)
     rollouts = start_rollouts(config, renderer, make_env, grader, folder / "rollouts", transfer, shared, origin, algorithm.needs)
     group = shared or learner_bundles(config)
-    return Crew(rollouts, start_learner(config, algorithm, transfer, folder, group, origin), group)
+    return Crew(rollouts, start_learner(config, algorithm, transfer, folder, group, origin, config.rollout.max_model_len), group)
 
 
 def _resources() -> str:

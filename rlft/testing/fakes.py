@@ -139,8 +139,9 @@ class FakeLearner:
         self.model, self.reference, self.max_tokens = model, deepcopy(model), max_tokens
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
 
-    async def ready(self) -> None:
-        """There is nothing to start."""
+    async def ready(self) -> dict[str, str]:
+        """There is nothing to start, and nothing was chosen."""
+        return {}
 
     async def save(self, folder: Path, state: bool = False) -> None:
         """The weights, and an empty folder for the state that plain SGD has not."""

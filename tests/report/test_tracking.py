@@ -278,3 +278,11 @@ def test_a_wandb_that_dies_is_one_warning_and_every_lost_record_is_counted(tmp_p
 def test_tracking_alone_never_loads_wandb():
     code = "import rlft.report.tracking, sys; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_the_learner_chose_is_said_and_what_it_has_no_room_for_is_a_warning(tmp_path):
+    console = Screen()
+    with Tracker(RunFolder.create(tmp_path / "run", CONFIG), CONFIG, console) as tracker:
+        tracker.learner({"chosen": "learner: chosen zero_stage = 0", "tight": "learner: a row"})
+        tracker.learner({})  # the control: a run file that leaves nothing open
+    assert console.shown.splitlines() == ["learner: chosen zero_stage = 0", "warning: learner: a row"]

@@ -1,0 +1,18 @@
+"""What a run file leaves open and its kind of run decides, written into it before the run begins."""
+
+from __future__ import annotations
+
+from rlft.config import Kind, RunConfig, learning_rate
+
+
+def with_rates(config: RunConfig, kind: Kind) -> RunConfig:
+    """The run file with its learning rate, and that of every stage in which another holds (a stage may turn adapters on).
+
+    Written once, it is the rate that `config.toml` shows and that a resumed run has.
+    """
+    rate = learning_rate(config.learner, kind)
+    stages = []
+    for index, stage in enumerate(config.stages):
+        own = learning_rate(config.of_stage(index).learner, kind)
+        stages.append(stage if own == rate else stage.model_copy(update={"learner": {**stage.learner, "lr": own}}))
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"lr": rate}), "stages": stages})
