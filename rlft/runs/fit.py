@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from rlft.config import RunConfig
@@ -35,19 +36,25 @@ class Fitted(NamedTuple):
 
 
 def offered(make_env: EnvFn, task: Task) -> Offered:
-    """Tools of a task's environment, and the roles it answers in: those it names in `roles`, else "tool" with tools and "user" without.
+    """Tools of an environment, and the roles it answers in: those it names in `roles`, else "tool" with tools and "user" without.
+
+    They are read from its class; one is made, and closed, only where the class does not say which tools it has.
 
     Raises:
         ConfigError: an environment that cannot be made or closed.
     """
-    try:
-        env = make_env(task)
-        tools, named = list(getattr(env, "tools", ())), getattr(env, "roles", None)
-        closing = env.close() if hasattr(env, "close") else None
-        if inspect.isawaitable(closing):
-            asyncio.run(_wait(closing))
-    except Exception as error:
-        raise ConfigError(f"env: making and closing one for task {task.id} raised {type(error).__name__}: {error}") from error
+    said: Any = make_env.func if isinstance(make_env, partial) else make_env
+    if isinstance(said, type) and isinstance(inspect.getattr_static(said, "tools", None), list | tuple):
+        tools, named = list(said.tools), getattr(said, "roles", None)
+    else:
+        try:
+            env = make_env(task)
+            tools, named = list(getattr(env, "tools", ())), getattr(env, "roles", None)
+            closing = env.close() if hasattr(env, "close") else None
+            if inspect.isawaitable(closing):
+                asyncio.run(_wait(closing))
+        except Exception as error:
+            raise ConfigError(f"env: making and closing one for task {task.id} raised {type(error).__name__}: {error}") from error
     return Offered(tools, tuple(named) if named is not None else (TOOL_ROLE,) if tools else ("user",))
 
 

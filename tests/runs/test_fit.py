@@ -1,5 +1,7 @@
 """Which tasks a run keeps: those that the chat template renders, and that leave room for an answer."""
 
+from functools import partial
+
 import pytest
 from families import family_tokenizer
 
@@ -90,27 +92,39 @@ def test_a_demonstration_that_cannot_be_taught_is_set_aside(renderer):
 
 
 class Calculator(SingleTurn):
-    """Offers a tool, and counts how many of it are open."""
+    """Offers a tool, and counts how many of it were made and closed."""
 
     tools = (TOOL,)
-    open = 0
+    made = closed = 0
 
     def __init__(self, task):
         super().__init__(task)
-        type(self).open += 1
+        type(self).made += 1
 
     async def close(self):
-        type(self).open -= 1
+        type(self).closed += 1
+
+
+class Decides(Calculator):
+    """Says which tools it has when it is made."""
+
+    tools = property(lambda self: [TOOL])
 
 
 class Speaks(Calculator):
     roles = ("user",)
 
 
-def test_an_environment_is_asked_for_its_tools_and_roles_and_closed():
+def test_an_environments_class_is_asked_for_tools_and_roles():
     assert offered(SingleTurn, task(1, 5)) == ([], ("user",))
-    assert offered(Calculator, task(1, 5)) == ([TOOL], ("tool",)) and Calculator.open == 0
+    assert offered(partial(Calculator), task(1, 5)) == ([TOOL], ("tool",)) and Calculator.made == 0
     assert offered(Speaks, task(1, 5)).roles == ("user",)
+
+
+def test_one_that_has_to_be_made_for_that_is_closed():
+    for make in (Decides, lambda task: Decides(task)):
+        Decides.made = Decides.closed = 0
+        assert offered(make, task(1, 5)) == ([TOOL], ("tool",)) and Decides.made == Decides.closed == 1
 
 
 def test_an_environment_that_cannot_be_made_is_named():
