@@ -23,7 +23,7 @@ import typer
 from pydantic import BaseModel
 
 from rlft import Completion, Task, Trajectory, Turn
-from rlft.actors.weight_transfer import choose_transfer
+from rlft.actors.weights.transfer import choose_transfer
 from rlft.cli import app
 from rlft.config import RunConfig, load, validate
 from rlft.data.sources import load_tasks

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from rlft.actors.weights.readback import Verdict, held_by, judge
+from rlft.actors.weights.receipt import Receipt
 from rlft.config import RolloutConfig, SamplingConfig
 from rlft.errors import RlftError
 from rlft.types import Completion
@@ -101,6 +103,11 @@ class Engine:
         await self.call(self._engine.reset_prefix_cache, reset_running_requests=True)
         self.version = version
         self._may_step.set()
+
+    async def verify(self, receipt: Receipt) -> Verdict:
+        """Compare what the engine computes with with what the learner sent."""
+        holdings = await self.call(self._engine.collective_rpc, held_by, args=(receipt,))
+        return judge(receipt, holdings)
 
     async def transfer(self, method: str, *args: Any) -> None:
         """A step of a weight transfer by vLLM's workers. From its start no token is decoded until `forget_prefixes`."""

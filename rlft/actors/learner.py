@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlft.actors.deadline import within
-from rlft.actors.weight_transfer import Transfer
+from rlft.actors.rollout_worker import Published
+from rlft.actors.weights.transfer import Transfer
 from rlft.algorithms.base import Algorithm
 from rlft.learner.batching import assign
 from rlft.types import GroupRef, Setting
@@ -24,11 +25,14 @@ class Learner:
         timeout_s: longest wait for an update, a publish or a save.
         transfer: vLLM's weight-transfer backend; None publishes through memory.
         workers_per_engine: GPUs of one engine (its tensor parallel size).
+        dtype: that engines hold weights in, where it is coarser than the learner's; they are sent in it. "": as the learner has them.
     """
 
-    def __init__(self, ranks: Sequence[Any], timeout_s: float, transfer: Transfer | None = None, workers_per_engine: int = 1) -> None:
+    def __init__(
+        self, ranks: Sequence[Any], timeout_s: float, transfer: Transfer | None = None, workers_per_engine: int = 1, dtype: str = ""
+    ) -> None:
         self.ranks, self.timeout_s = ranks, timeout_s
-        self.transfer, self.workers_per_engine = transfer, workers_per_engine
+        self.transfer, self.workers_per_engine, self.dtype = transfer, workers_per_engine, dtype
         self._connected = False
 
     async def ready(self) -> Mapping[str, str]:
@@ -46,21 +50,22 @@ class Learner:
         ]
         return dict(max(await self._all(calls, "learner (update)"), key=_busy))
 
-    async def publish(self, workers: Sequence[Any], version: int, probe: Probe) -> tuple[list[list[float]], list[list[list[float]]]]:
-        """Bring the weights to every rollout worker.
+    async def publish(self, workers: Sequence[Any], version: int, probe: Probe) -> tuple[list[list[float]], list[Published]]:
+        """Bring the weights to every rollout worker, which verifies them. Raises PublishError.
 
-        Returns the probe's log-probabilities under the learner's weights and under each worker's.
+        Returns the probe's log-probabilities under the learner's weights, and what each worker found.
         """
         if self.transfer is None:
-            exports = await self._all([rank.export_weights.remote(probe) for rank in self.ranks], "learner (export)")
-            buckets, ours = exports[0]
-            loads = [worker.load_weights.remote(version, probe, *buckets) for worker in workers]
+            exports = await self._all([rank.export_weights.remote(version, self.dtype) for rank in self.ranks], "learner (export)")
+            receipt, *buckets = exports[0]
+            loads = [worker.load_weights.remote(receipt, probe, *buckets) for worker in workers]
         else:
             await self._connect(workers)
-            await self._all([rank.send_weights.remote() for rank in self.ranks], "learner (weight transfer)")
-            ours = (await self._all([rank.probe_logprobs.remote(probe) for rank in self.ranks], "learner (probe)"))[0]
-            loads = [worker.weights_transferred.remote(version, probe) for worker in workers]
-        return ours, await self._all(loads, "rollout workers (loading weights)")
+            receipts = await self._all([rank.send_weights.remote(version) for rank in self.ranks], "learner (weight transfer)")
+            loads = [worker.weights_transferred.remote(receipts[0], probe) for worker in workers]
+        scored = [rank.probe_logprobs.remote(probe) for rank in self.ranks]  # while the workers load
+        published = await self._all(loads, "rollout workers (loading weights)")
+        return (await self._all(scored, "learner (probe)"))[0], published
 
     async def save(self, folder: Path, state: bool = False) -> None:
         """Write a checkpoint in Hugging Face format, and with `state` the optimizer beside it, in `folder`/state."""
@@ -69,7 +74,7 @@ class Learner:
     async def _connect(self, workers: Sequence[Any]) -> None:
         if not self._connected:
             address = (await self._all([self.ranks[0].free_address.remote()], "learner"))[0]
-            meeting = (self.transfer, workers, self.workers_per_engine, address)
+            meeting = (self.transfer, workers, self.workers_per_engine, address, self.dtype)
             await self._all([rank.connect.remote(*meeting) for rank in self.ranks], "learner (connecting weight transfer)")
             self._connected = True
 

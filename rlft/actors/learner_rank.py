@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlft.actors.buckets import pack
 from rlft.actors.capacity import counted, rank_capacity
-from rlft.actors.weight_transfer import SyncClient, Transfer, connect
+from rlft.actors.weights.buckets import pack
+from rlft.actors.weights.probe import policy_logprobs
+from rlft.actors.weights.receipt import Receipt, ReceiptWriter, narrowed
+from rlft.actors.weights.transfer import SyncClient, Transfer, connect
 from rlft.algorithms.base import Algorithm, Need
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.config import CriticConfig, LearnerConfig, learning_rate
@@ -29,8 +31,9 @@ from rlft.errors import ConfigError, NonFiniteError
 from rlft.learner.batching import collate, empty_batch, micro_batches
 from rlft.learner.critic import explained_variance, load_critic
 from rlft.learner.memory import choose_budgets, explain, shape_of, state_bytes, training_of
+from rlft.learner.merging import adapted_layers, check_merge
 from rlft.learner.meter import Meter
-from rlft.learner.policy import adapters_off, buckets, exports, load_policy, load_tokenizer, save_model
+from rlft.learner.policy import Export, adapters_off, buckets, exports, load_policy, load_tokenizer, save_model
 from rlft.learner.rows import Row, RowBlock, unpack_rows
 from rlft.learner.schedule import lr_factor
 from rlft.learner.step import Part, early_needs, late_needs, measure_rollout_gap, num_signals, parts, with_own_old_logprobs, with_setting
@@ -95,7 +98,7 @@ class LearnerRank:
         torch.manual_seed(seed)  # adapters start equal on every rank
         lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
         policy = load_policy(model, dtype=dtype, **lora, gradient_checkpointing=config.gradient_checkpointing, value_head=shared)
-        self._exports = exports(policy)
+        self._exports, self._adapted = exports(policy), adapted_layers(policy)
         shape = shape_of(policy.lm.config.get_text_config(), *counted(policy))
         training = training_of(config, shape, world_size, bf16, memory.total)
         given, config = config, config.model_copy(update={"zero_stage": training.stage, "lr": learning_rate(config, "train")})
@@ -107,6 +110,7 @@ class LearnerRank:
             others += state_bytes(shape_of(body.lm.config.get_text_config(), *counted(body)), training)
             self._critic = zero.start_engine(body.to(self._device), config.model_copy(update={"lr": critic.lr}), bf16)
         self._transfer: Any = None
+        self._writer = ReceiptWriter(start_step, columns=False)
         self._reference = None
         self._can_refer = bool(reference)
         if reference and not (config.lora_rank and reference == model):
@@ -168,14 +172,7 @@ class LearnerRank:
 
     def probe_logprobs(self, token_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities at temperature 1 of fixed sequences, [len - 1] each: the first token has nothing before it."""
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        padded = torch.full((len(token_ids), int(lengths.max())), PAD_ID)
-        for row, ids in zip(padded, token_ids, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        real = torch.arange(padded.shape[1]) < lengths[:, None]
-        with torch.no_grad():
-            logprobs = self._engine.module(padded.to(self._device), real.to(self._device), 1.0)[0].tolist()
-        return [row[1:length] for row, length in zip(logprobs, lengths.tolist(), strict=True)]
+        return policy_logprobs(self._engine.module, token_ids, PAD_ID, self._device)
 
     def weights(self, bucket_bytes: int = 1 << 28) -> Iterator[tuple[str, Tensor]]:
         """Every weight whole and once, under its Hugging Face name, on this rank's device.
@@ -183,39 +180,60 @@ class LearnerRank:
         All ranks iterate to the end. ZeRO-3 gathers one bucket at a time, so a tensor is valid until the
         next one is drawn: copy what you keep. Adapters are merged; a tied head is left out.
         """
-        for bucket in buckets(self._exports, bucket_bytes):
-            with self._zero.whole(p for export in bucket for p in export.parameters):
-                for export in bucket:
-                    yield export.name, export.read()
+        for bucket in self._buckets(bucket_bytes):
+            yield from bucket
 
-    def export_weights(self, probe: Sequence[Sequence[int]], bucket_bytes: int = 1 << 28) -> tuple[list[Any], list[list[float]]]:
+    def export_weights(self, version: int, dtype: str = "", bucket_bytes: int = 1 << 28) -> list[Any]:
         """Put the weights into Ray's object store, for engines that share no GPU link with this rank.
 
+        Args:
+            dtype: that engines hold weights in; "" is the learner's.
+
         Returns:
-            On rank 0 one reference per `Bucket`, and on every rank the probe's log-probabilities under these weights (`probe_logprobs`).
+            References: on rank 0 to the `Receipt` and to each `Bucket`, on others none.
         """
         import ray
 
-        references = []
-        for bucket in buckets(self._exports, bucket_bytes):
-            with self._zero.whole(p for export in bucket for p in export.parameters):
-                if self._rank == 0:
-                    references.append(ray.put(pack((export.name, export.read()) for export in bucket)))
-        return references, self.probe_logprobs(probe)
+        writer, references = ReceiptWriter(version, columns=True), []
+        for bucket in self._buckets(bucket_bytes):
+            if self._rank == 0:
+                references.append(ray.put(pack(writer.note(narrowed(bucket, dtype)))))
+        return [ray.put(writer.receipt()), *references] if self._rank == 0 else []
 
-    def connect(self, transfer: Transfer, workers: Sequence[Any], workers_per_engine: int, address: tuple[str, int]) -> None:
+    def connect(
+        self, transfer: Transfer, workers: Sequence[Any], workers_per_engine: int, address: tuple[str, int], dtype: str = ""
+    ) -> None:
         """Meet the rollout workers for weight transfer between GPUs."""
         client = SyncClient(workers, workers_per_engine, self._config.timeout_s)
-        shapes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.weights()]
-        self._transfer = connect(transfer, self._rank, client, self.weights, shapes, address)
+        shapes = [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in narrowed(self.weights(), dtype)]
+
+        def weights() -> Iterator[tuple[str, Tensor]]:
+            sent = narrowed(self.weights(), dtype)
+            return self._writer.note(sent) if self._rank == 0 else sent
+
+        self._transfer = connect(transfer, self._rank, client, weights, shapes, address)
+
+    def send_weights(self, version: int) -> Receipt:
+        """Send the weights to every engine that `connect` met. Returns what rank 0 sent."""
+        self._writer = ReceiptWriter(version, columns=False)  # engines on GPUs keep no packed copies: they are read whole
+        self._transfer.send_weights()
+        return self._writer.receipt()
+
+    def _buckets(self, bucket_bytes: int) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """The weights in buckets, each valid until the next is drawn."""
+        for bucket in buckets(self._exports, bucket_bytes):
+            with self._zero.whole(p for export in bucket for p in export.parameters):
+                yield ((export.name, self._read(export)) for export in bucket)
+
+    def _read(self, export: Export) -> Tensor:
+        whole, layer = export.read(), self._adapted.get(export.name)
+        if layer is not None and self._rank == 0:
+            check_merge(layer, whole, export.name)
+        return whole.to(export.parameters[0].dtype)
 
     def free_address(self) -> tuple[str, int]:
         """Where others can meet this rank."""
         return free_address()
-
-    def send_weights(self) -> None:
-        """Send the weights to every engine that `connect` met."""
-        self._transfer.send_weights()
 
     def save(self, folder: str | Path, state: bool = False) -> None:
         """Write weights, config and tokenizer in Hugging Face format; `folder` appears complete or not at all.

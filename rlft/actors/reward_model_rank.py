@@ -128,7 +128,7 @@ class RewardModelRank:
         for bucket in buckets(self._exports, BUCKET_BYTES):
             with self._zero.whole(p for export in bucket for p in export.parameters):
                 if self._rank == 0:
-                    kept |= {export.name: export.read().cpu().clone() for export in bucket}
+                    kept |= {export.name: export.read().to(export.parameters[0].dtype).cpu().clone() for export in bucket}
         if self._rank == 0:
             lm = self._engine.module.lm
             lm.config.architectures = [type(lm).__name__]

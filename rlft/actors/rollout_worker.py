@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from rapidfuzz.distance import Levenshtein
 
-from rlft.actors.buckets import Bucket, unpack
 from rlft.actors.engine import Engine
 from rlft.actors.judge_engine import complete
 from rlft.actors.store import write_groups
+from rlft.actors.weights.buckets import Bucket, unpack
+from rlft.actors.weights.receipt import Receipt, received_wrong, refuse
 from rlft.config import RunConfig, SamplingConfig
 from rlft.envs.base import EnvFn
 from rlft.errors import DataError
@@ -56,6 +57,16 @@ class Collected:
 
     groups: tuple[GroupRef, ...]
     seconds: Mapping[str, float]  # rollout: until the last completion; reward: from there until graded; store
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a worker found of the weights that it took."""
+
+    logprobs: list[list[float]]  # of the probe
+    num_whole: int  # tensors of which every bit was compared where the engine computes
+    num_columns: int  # of which sampled columns were
+    num_unread: int  # of which nothing was
 
 
 class RolloutWorker:
@@ -136,11 +147,12 @@ class RolloutWorker:
         """An answer of the policy as it is now, for a judge. Raises RewardError."""
         return await complete(self.engine, self.renderer, messages, temperature, max_tokens, seed)
 
-    async def load_weights(self, version: int, probe: Sequence[Sequence[int]], *buckets: Bucket) -> list[list[float]]:
-        """Take new weights from memory; returns the probe's log-probabilities under them."""
+    async def load_weights(self, receipt: Receipt, probe: Sequence[Sequence[int]], *buckets: Bucket) -> Published:
+        """Take new weights from memory, and verify them. Raises PublishError."""
         weights = [item for bucket in buckets for item in unpack(bucket)]
-        await self.engine.load_weights(weights, version)
-        return await self.probe_logprobs(probe)
+        refuse(received_wrong(receipt, weights), len(receipt.tensors), f"rollout worker {self.index}", receipt.version)
+        await self.engine.load_weights(weights, receipt.version)
+        return await self._verify(receipt, probe)
 
     async def probe_logprobs(self, probe: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of fixed sequences under the engine's weights."""
@@ -150,10 +162,15 @@ class RolloutWorker:
         """One step of a transfer by vLLM's own engines (GPU): a method of its workers."""
         await self.engine.transfer(method, *args)
 
-    async def weights_transferred(self, version: int, probe: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Note that a transfer brought `version`; returns the probe's log-probabilities."""
-        await self.engine.forget_prefixes(version)
-        return await self.probe_logprobs(probe)
+    async def weights_transferred(self, receipt: Receipt, probe: Sequence[Sequence[int]]) -> Published:
+        """Note that a transfer brought new weights, and verify them. Raises PublishError."""
+        await self.engine.forget_prefixes(receipt.version)
+        return await self._verify(receipt, probe)
+
+    async def _verify(self, receipt: Receipt, probe: Sequence[Sequence[int]]) -> Published:
+        verdict = await self.engine.verify(receipt)
+        verdict.require(len(receipt.tensors), f"rollout worker {self.index}", receipt.version)
+        return Published(await self.probe_logprobs(probe), verdict.num_whole, verdict.num_columns, len(verdict.unread))
 
     async def flush(self) -> None:
         """Wait until the stored rollouts are on disk."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,39 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlft.actors.deadline import within
 from rlft.actors.rollout_worker import Collected
+from rlft.actors.weights.probe import Probe
 from rlft.config import RunConfig, SamplingConfig
-from rlft.errors import PublishError
 from rlft.types import Group, GroupRef, Sampled, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of probe log-probabilities: largest in float32, mean in bfloat16
-
 STORE_S = 60.0  # a run that ends, well or not, waits no longer for its last file
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Fixed token sequences whose log-probabilities engine and learner must agree on."""
-
-    token_ids: Sequence[Sequence[int]]
-    dtype: str  # "float32" or "bfloat16", the coarser of the two sides
-
-    def compare(self, engine: Sequence[Sequence[float]], learner: Sequence[Sequence[float]], who: str, version: int) -> float:
-        """Difference in nats: the largest in float32, the mean in bfloat16, where rounding dominates.
-
-        Raises:
-            PublishError: it is beyond the tolerance, or not a number.
-        """
-        gaps = [abs(a - b) for x, y in zip(engine, learner, strict=True) for a, b in zip(x, y, strict=True)]
-        gap = max(gaps, key=lambda g: math.inf if math.isnan(g) else g) if self.dtype == "float32" else sum(gaps) / len(gaps)
-        if not gap <= TOLERANCE[self.dtype]:
-            raise PublishError(
-                f"{who} does not hold the weights of version {version}: log-probabilities of the probe differ by {gap:.2g} nats "
-                f"(at most {TOLERANCE[self.dtype]:g}); training on would learn from another policy's samples"
-            )
-        return gap
 
 
 @dataclass(frozen=True)
@@ -129,11 +103,13 @@ class Rollouts:
     async def load_weights(self, learner: Learner, version: int) -> dict[str, float]:
         """Publish the learner's weights as `version` to every engine, and verify it.
 
-        Returns the largest difference of the probe's log-probabilities, in nats.
+        Returns figures of the engine that is farthest from the learner. Raises PublishError.
         """
-        ours, theirs = await learner.publish(self.workers, version, self.probe.token_ids)
-        gaps = [self.probe.compare(engine, ours, f"rollout worker {i}", version) for i, engine in enumerate(theirs)]
-        return {"publish/max_diff": max(gaps)}
+        ours, published = await learner.publish(self.workers, version, self.probe.token_ids)
+        figures = [self.probe.compare(p.logprobs, ours, f"rollout worker {i}", version) for i, p in enumerate(published)]
+        one = published[0]
+        counts = {"publish/num_whole": one.num_whole, "publish/num_columns": one.num_columns, "publish/num_unread": one.num_unread}
+        return {**max(figures, key=lambda f: f["publish/mean_diff"]), **counts}
 
     async def close(self) -> None:
         """Drop rollouts in flight and wait for stored ones to reach the disk."""

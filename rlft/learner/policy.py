@@ -297,7 +297,10 @@ def buckets(wanted: Sequence[Export], bucket_bytes: int) -> Iterator[list[Export
 
 
 def exports(policy: Any) -> list[Export]:
-    """Every weight of `policy.lm` once, under the base model's names: adapters merged (W + scale * B @ A), a tied head left out."""
+    """Every weight of `policy.lm` once, under the base model's names: a tied head left out.
+
+    Adapters are merged (W + scale * B @ A) in float32: who hands the sum on rounds it, once it is checked (`check_merge`).
+    """
     found = []
     for name, parameter in policy.lm.named_parameters():
         if ".lora_" in name:
@@ -314,6 +317,6 @@ def exports(policy: Any) -> list[Export]:
 def _merged(weight: nn.Parameter, layer: Any) -> Callable[[], Tensor]:
     def read() -> Tensor:
         with torch.no_grad():
-            return weight + layer.get_delta_weight("default").to(weight.dtype)
+            return weight.float() + layer.get_delta_weight("default").float()
 
     return read

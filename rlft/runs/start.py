@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ from rlft.actors.learner import Learner
 from rlft.actors.learner_rank import LearnerRank, free_address
 from rlft.actors.reward import RewardWorker
 from rlft.actors.rollout_worker import RolloutWorker
-from rlft.actors.rollouts import Grading, Probe, Rollouts
-from rlft.actors.weight_transfer import Transfer, choose_transfer
+from rlft.actors.rollouts import Grading, Rollouts
+from rlft.actors.weights.probe import Probe, probe_ids
+from rlft.actors.weights.transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm, Need
 from rlft.config import CriticConfig, RolloutConfig, RunConfig, check_model
 from rlft.envs.base import EnvFn
@@ -33,7 +33,6 @@ from rlft.rollout.renderer import Renderer
 from rlft.runs.limits import context_length
 from rlft.types import Task
 
-PROBE_SHAPE = (4, 32)  # sequences, tokens
 CONNECT_S = 30.0
 JOIN_HINT = "check the address; if Ray there wants a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to it"
 
@@ -191,7 +190,8 @@ def start_learner(
     template = Path(config.chat_template).read_text() if config.chat_template else ""
     begin = {"start_step": origin.stage_steps_done, "state": origin.state, "chat_template": template, "longest_row": longest_row}
     ranks = start_ranks(config, LearnerRank, group, reference=reference, critic=critic, dump_dir=str(dump_dir), **begin)
-    return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size)
+    dtype = dtype_of(config.rollout.dtype, config.rollout.gpus)
+    return Learner(ranks, config.learner.timeout_s, transfer, config.rollout.tensor_parallel_size, dtype)
 
 
 def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any) -> list[Any]:
@@ -285,14 +285,10 @@ def absolute(name: str) -> str:
 
 
 def make_probe(config: RunConfig, renderer: Renderer) -> Probe:
-    """Seeded random tokens: sequences no run has fitted, so stale weights show."""
-    rng = random.Random(config.seed)
-    sequences, length = PROBE_SHAPE
-    vocabulary = renderer.tokenizer.vocab_size  # without added tokens, which a model may have no embedding for
-    width = min(length, config.rollout.max_model_len - 1)
-    ids = [[rng.randrange(vocabulary) for _ in range(width)] for _ in range(sequences)]
+    """The probe in the run's tokens."""
     bf16 = "bfloat16" in {dtype_of(config.rollout.dtype, config.rollout.gpus), dtype_of(config.learner.dtype, config.learner.gpus)}
-    return Probe(ids, "bfloat16" if bf16 else "float32")
+    ids = probe_ids(renderer.tokenizer, config.rollout.max_model_len)
+    return Probe(ids, "bfloat16" if bf16 else "float32", merged=config.learner.lora_rank > 0)
 
 
 def dtype_of(dtype: str, gpus: float) -> str:

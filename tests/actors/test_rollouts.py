@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from rlft.actors.deadline import within
-from rlft.actors.rollout_worker import Collected
-from rlft.actors.rollouts import Probe, Rollouts
+from rlft.actors.rollout_worker import Collected, Published
+from rlft.actors.rollouts import Rollouts
+from rlft.actors.weights.probe import Probe
 from rlft.algorithms.grpo import grpo
 from rlft.config import validate
 from rlft.errors import ConfigError, PublishError, RewardError, StallError
@@ -45,7 +46,7 @@ class StillLearner:
         return {}
 
     async def publish(self, workers, version, probe):
-        return [[-1.0, -2.0]], [[[-1.0, -2.0]]]
+        return [[-1.0, -2.0]], [Published([[-1.0, -2.0]], 2, 3, 1)]
 
 
 def make(earn, start=None, **rollout):
@@ -132,11 +133,28 @@ def test_failures_are_seen_although_their_groups_are_dropped():
         run(lambda number: [info(0.0, "failed", "the grader broke")] * 2, max_failed=0.5)
 
 
-def test_a_publish_is_checked_against_the_learner():
-    assert PROBE.compare([[-1.0, -2.0]], [[-1.0, -2.00005]], "worker", 3) == pytest.approx(5e-5)
-    for engine in ([[-1.0, -2.001]], [[-1.0, float("nan")]]):
-        with pytest.raises(PublishError, match="worker does not hold the weights of version 3"):
-            PROBE.compare(engine, [[-1.0, -2.0]], "worker", 3)
+class MovingLearner:
+    """Its own log-probabilities of the probe, and those of each engine, publish by publish."""
+
+    def __init__(self, *publishes):
+        self.publishes = iter(publishes)
+
+    async def publish(self, workers, version, probe):
+        ours, *theirs = next(self.publishes)
+        return [ours], [Published([logprobs], 2, 3, 1) for logprobs in theirs]
+
+
+def test_a_publish_reports_the_engine_that_is_farthest_and_how_much_was_compared():
+    _, rollouts = make(even_differ)
+    figures = asyncio.run(rollouts.load_weights(MovingLearner(([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.002])), 0))
+    assert figures["publish/mean_diff"] == pytest.approx(1e-3) and figures["publish/max_diff"] == pytest.approx(2e-3)
+    assert [figures[f"publish/num_{name}"] for name in ("whole", "columns", "unread")] == [2, 3, 1]
+
+
+def test_a_publish_to_one_engine_that_computes_something_else_is_refused_by_its_number():
+    _, rollouts = make(even_differ)
+    with pytest.raises(PublishError, match="rollout worker 1 computes another policy than the learner at version 3"):
+        asyncio.run(rollouts.load_weights(MovingLearner(([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.1])), 3))
 
 
 def test_a_wait_past_its_deadline_says_who_was_waited_for():

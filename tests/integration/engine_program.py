@@ -10,7 +10,7 @@ from vllm import SamplingParams
 
 from rlft.actors import engine as engine_module
 from rlft.actors.engine import Engine
-from rlft.actors.rollouts import Probe
+from rlft.actors.weights.receipt import ReceiptWriter
 from rlft.config import RolloutConfig, SamplingConfig
 from rlft.errors import PublishError
 
@@ -28,18 +28,25 @@ async def engine_logprobs(engine):
     return [await engine.logprobs(ids) for ids in PROBE]
 
 
-def verdict(engine_side, learner_side):
+async def verdict(engine, model):
+    """Largest gap to the model's log-probabilities, and what the engine says of the model's weights."""
+    writer = ReceiptWriter(engine.version, columns=True)
+    weights = dict(writer.note((name, parameter.detach()) for name, parameter in model.named_parameters()))
+    pairs = zip(await engine_logprobs(engine), learner_logprobs(model), strict=True)
+    gap = max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+    found = await engine.verify(writer.receipt())
     try:
-        return Probe(PROBE, "float32").compare(engine_side, learner_side, "worker", 1)
+        found.require(len(weights), "worker", 1)
     except PublishError as error:
-        return str(error)
+        return {"gap": gap, "error": str(error)}
+    return {"gap": gap, "error": "", "compared": [len(weights), found.num_whole, found.num_columns, len(found.unread)]}
 
 
 async def publish(folder, workers, results):
     """New weights with and without the packed head rebuilt, and the old prefix's cache."""
     engine = Engine(folder, RolloutConfig(max_model_len=400, memory=1.0, max_tokens=8, tensor_parallel_size=workers), [EOS], seed=0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    results["start"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
+    results["start"] = await verdict(engine, model)
     sampling = SamplingConfig(max_tokens=8)
     prompt = PROBE[0] * 40  # many full blocks of the prefix cache
     before = await engine.generate(prompt, sampling, 1)
@@ -47,13 +54,13 @@ async def publish(folder, workers, results):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    results["stale"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
+    results["stale"] = await verdict(engine, model)
     repack, engine_module._repack_head = engine_module._repack_head, id  # does nothing to the model
     await engine.load_weights(list(model.named_parameters()), version=1)
-    results["not repacked"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
+    results["not repacked"] = await verdict(engine, model)
     engine_module._repack_head = repack
     await engine.load_weights(list(model.named_parameters()), version=2)
-    results["published"] = verdict(await engine_logprobs(engine), learner_logprobs(model))
+    results["published"] = await verdict(engine, model)
     after = await engine.generate(prompt, sampling, 1)
     results["versions"] = [before.policy_version, after.policy_version]
     results["after"] = gap(model, prompt, after)

@@ -8,10 +8,12 @@ import psutil
 import pytest
 import ray
 
-from rlft.actors.buckets import Bucket
 from rlft.actors.learner import Learner
-from rlft.actors.rollout_worker import Collected
-from rlft.actors.rollouts import Probe, Rollouts
+from rlft.actors.rollout_worker import Collected, Published
+from rlft.actors.rollouts import Rollouts
+from rlft.actors.weights.buckets import Bucket
+from rlft.actors.weights.probe import Probe
+from rlft.actors.weights.receipt import Receipt
 from rlft.algorithms.grpo import grpo
 from rlft.config import validate
 from rlft.learner.rows import RowBlock
@@ -35,8 +37,8 @@ class SyntheticRollouts:
     async def collect(self, tasks, step, temperature):
         return Collected(tuple(self._group(name) for name, _ in tasks), {"rollout": 0.0, "reward": 0.0, "store": 0.0})
 
-    async def load_weights(self, version, probe, *buckets):
-        return [[0.0] * (len(ids) - 1) for ids in probe]
+    async def load_weights(self, receipt, probe, *buckets):
+        return Published([[0.0] * (len(ids) - 1) for ids in probe], 0, 0, 0)
 
     def _group(self, name):
         np, total = self.np, GROUP_SIZE * TOKENS
@@ -53,10 +55,11 @@ class SyntheticRank:
     def update(self, algorithm, setting, *blocks):
         return {"num_tokens": float(sum(block.lengths.sum() for block in blocks))}
 
-    def export_weights(self, probe):
-        import numpy as np
+    def export_weights(self, version, dtype):
+        return [ray.put(Receipt(version, {})), ray.put(Bucket((), (), (), ()))]
 
-        return [ray.put(Bucket((), (), (), np.zeros(0, np.uint8)))], [[0.0] * (len(ids) - 1) for ids in probe]
+    def probe_logprobs(self, probe):
+        return [[0.0] * (len(ids) - 1) for ids in probe]
 
 
 class Recorder:

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from rlft.actors.buckets import unpack
+from rlft.actors.weights.buckets import unpack
+from rlft.actors.weights.receipt import received_wrong
 from rlft.learner.rows import pack_rows
 from rlft.types import Setting, Source
 
@@ -276,8 +277,11 @@ def test_in_ray_rows_come_by_reference_and_weights_leave_by_reference(ray_actor,
     metrics = ray.get(ray_actor.update.remote(program.grpo(), Setting(), *references), timeout=200)
     trained = sum(int((row.sources == Source.POLICY).sum()) for row in program.make_rows())
     assert metrics["learner/num_trained_tokens"] == trained
-    references, [probe] = ray.get(ray_actor.export_weights.remote([[3, 5, 7, 11]], bucket_bytes=50_000), timeout=60)
-    buckets = [dict(unpack(bucket)) for bucket in ray.get(references, timeout=60)]
+    references = ray.get(ray_actor.export_weights.remote(1, bucket_bytes=50_000), timeout=60)
+    [probe] = ray.get(ray_actor.probe_logprobs.remote([[3, 5, 7, 11]]), timeout=60)
+    receipt, *packed = ray.get(references, timeout=60)
+    assert received_wrong(receipt, (item for bucket in packed for item in unpack(bucket))) == {}
+    buckets = [dict(unpack(bucket)) for bucket in packed]
     assert len(buckets) > 1
     lm = AutoModelForCausalLM.from_pretrained(model_folders["tied"], dtype=torch.float32)
     before = lm(torch.tensor([[3, 5, 7]])).logits.log_softmax(-1)

@@ -1,6 +1,6 @@
 import pytest
 
-from rlft.actors.weight_transfer import SyncClient, choose_transfer
+from rlft.actors.weights.transfer import SyncClient, choose_transfer
 from rlft.config import validate
 from rlft.errors import ConfigError
 
