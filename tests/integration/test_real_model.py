@@ -21,25 +21,24 @@ def vowels(task, trajectory):
     return sum(char in "aeiou" for char in text) / max(1, len(text))
 
 
-def knows(task, trajectory):
-    return float(task.answer in trajectory.text)
+def right(task, trajectory):
+    return float(trajectory.text == task.answer)
 
 
 def run_file(folder, model):
-    asked = [GREEDY[0], "What is the capital of Italy?"]
-    rows = [{"prompt": question, "answer": answer} for question, answer in zip(asked, ("Paris", "Rome"), strict=True)]
-    (folder / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "tasks.jsonl").write_text("".join(json.dumps({"prompt": f"What is {thing}?"}) + "\n" for thing in ("bread", "a river")))
+    (folder / "chat.jsonl").write_text(json.dumps({"prompt": GREEDY[0], "answer": "The capital of France is Paris."}))
     return validate(
         {
             "model": model,
             "steps": 2,
             "tasks_per_step": 2,
             "run_dir": str(folder / "run"),
-            "data": {"source": str(folder / "tasks.jsonl")},
-            "reward": {f"{__name__}:vowels": 1.0, f"{__name__}:knows": 0.0},
+            "data": {"source": str(folder / "tasks.jsonl"), "answer": ""},
+            "reward": {f"{__name__}:vowels": 1.0, f"{__name__}:right": 0.0},
             "rollout": {"group_size": 4, "max_tokens": 10, "max_model_len": 64, "max_num_seqs": 16, "memory": 0.5},
             "learner": {"lr": 1e-6},
-            "eval": {"samples": 1, "greedy": True, "max_tokens": 10, "metric": "knows", "data": {"source": str(folder / "tasks.jsonl")}},
+            "eval": {"samples": 1, "greedy": True, "max_tokens": 10, "metric": "right", "data": {"source": str(folder / "chat.jsonl")}},
         }
     )
 
@@ -74,8 +73,9 @@ def test_the_checkpoint_differs_from_the_start_by_small_steps_and_has_all_that_a
 
 def test_it_still_talks_in_the_engine_and_in_transformers(run):
     _, first, second = run
-    assert first["eval_end_greedy"] == second["eval_end_greedy"] == 1.0  # by the engine that was loaded from the checkpoint
+    ends = [summary[f"eval_{end}_greedy"] for summary in (first, second) for end in ("start", "end")]
+    assert ends == [1.0] * 4  # in the first run's engine, and in one that was loaded from its checkpoint
     model = AutoModelForCausalLM.from_pretrained(second["checkpoint"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(second["checkpoint"])
     assert greedy(model, tokenizer, GREEDY[0]) == GREEDY[1]
-    assert GREEDY[1] not in greedy(model, tokenizer, "What is the capital of Italy?")
+    assert greedy(model, tokenizer, "What is bread?") != GREEDY[1]
