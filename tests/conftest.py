@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rlft.recipes.smollm2 import build_smollm2
-from rlft.recipes.starter import make_model
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded: its threads starve beside a busy process
+
+from rlft.recipes.smollm2 import build_smollm2  # noqa: E402
+from rlft.recipes.starter import make_model  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 from families import FAMILIES, family_tokenizer  # noqa: E402
