@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlft.config import DataConfig, PreferencesConfig, RunConfig, check_model
+from rlft.config import DataConfig, RunConfig, check_model
 from rlft.data.sources import BadRow, load_tasks, shaped
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
@@ -41,8 +41,6 @@ def prepare(
     training: bool,
 ) -> Parts:
     """Load and check everything that can be checked without an actor."""
-    if config.preferences != PreferencesConfig():
-        raise ConfigError("[preferences] applies to `rlft dpo` and `rlft train-rm` only; remove it")
     check_model(config.model)
     make_env = make_env_fn(config, env)
     terms = compose(config.reward if reward is None else reward)

@@ -59,6 +59,7 @@ def train(
     """
     if resume and overwrite:
         raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
+    _check_no_pairs(config)
     check_run_dir(config.run_dir)
     config = with_rates(with_context(config), "train")
     stages = prepare_stages(config, algorithm, reward, env, tasks, eval_tasks)
@@ -75,6 +76,11 @@ def train(
         largest = max(stages, key=lambda stage: sum(_cpus(stage))).config
         with ray_session(largest, address, judges=max(len(judge_models(stage.parts.grader)) for stage in stages)):
             return asyncio.run(run_stages(config, stages, folder, tracker, saved))
+
+
+def _check_no_pairs(config: RunConfig) -> None:
+    if config.preferences != RunConfig(model=config.model).preferences:
+        raise ConfigError("[preferences] applies to `rlft dpo` and `rlft train-rm` only; remove it")
 
 
 def _critic(stages: Sequence[Stage]) -> str:
@@ -133,6 +139,7 @@ def evaluate(
     if not config.eval.data.source and eval_tasks is None:
         raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
     check_run_dir(config.run_dir)
+    _check_no_pairs(config)
     config = with_context(config)
     parts = prepare(config, reward, env, None, eval_tasks, training=False)
     told = check_vocabulary(config.model, parts.renderer.tokenizer, sorted(parts.renderer.eos_ids))
