@@ -74,6 +74,8 @@ def run(model: str, seed: int, folder: Path) -> dict[str, float]:
     wall_s = time.monotonic() - started
     if process.returncode:
         raise SystemExit(f"seed {seed} ended with exit status {process.returncode}; {folder / 'log.txt'} says why")
+    for large in (results / "checkpoints", folder / "runs" / "smollm2"):
+        shutil.rmtree(large, ignore_errors=True)
     rows = [json.loads(line) for line in (results / "metrics.jsonl").read_text().splitlines()]
     return {"seed": seed, "wall_s": wall_s, **figures(rows, json.loads((results / "summary.json").read_text()))} | (
         {} if model == "tiny" else {"first eval_s": first, **parts(rows), **{f"{role} GB": gb for role, gb in peaks.items()}}
@@ -99,13 +101,14 @@ def figures(rows: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, fl
 
 
 def parts(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of a step by part, on average."""
+    """Tokens a second while rolling out, and mean seconds of a step by part."""
     steps = [row for row in rows if "time/step_s" in row]
     names = sorted(
         {name for row in steps for name in row if name.startswith("time/")}, key=lambda name: -sum(row.get(name, 0.0) for row in steps)
     )
+    sampled = sum(row["rollout/tokens_total"] for row in steps) / sum(row["time/rollout_s"] for row in steps)
     means = {name.removeprefix("time/").removesuffix("_s"): fmean(row.get(name, 0.0) for row in steps) for name in names}
-    return {f"{name} s": mean for name, mean in means.items() if mean >= 0.05}
+    return {"rollout tokens/s": sampled, **{f"{name} s": mean for name, mean in means.items() if mean >= 0.05}}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import rlft
 from rlft.config import load
 from rlft.recipes.sentences import demonstrations
-from rlft.recipes.smollm2 import GREEDY, greedy
+from rlft.recipes.smollm2 import ENGLISH, perplexity_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.nightly, pytest.mark.timeout(900)]
 
@@ -32,8 +32,9 @@ def steps_of(folder):
 
 
 def talks(checkpoint):
+    """Whether it still knows English: 22.8 before."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return greedy(model, AutoTokenizer.from_pretrained(checkpoint), GREEDY[0]) == GREEDY[1]
+    return perplexity_of(model, AutoTokenizer.from_pretrained(checkpoint), ENGLISH) < 30
 
 
 def pairs(folder, count=32):
