@@ -12,7 +12,7 @@ import rlft
 from rlft.config import validate
 from rlft.recipes.smollm2 import GREEDY, greedy
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def vowels(task, trajectory):
