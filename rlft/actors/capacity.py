@@ -1,4 +1,4 @@
-"""How much memory a learner rank may use, agreed upon by all ranks."""
+"""Finds the memory that a learner rank may use; all ranks agree on the least."""
 
 from __future__ import annotations
 

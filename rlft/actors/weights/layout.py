@@ -1,4 +1,4 @@
-"""Where a vLLM worker keeps each Hugging Face tensor: fused, split over workers, padded. Asked of the model's own loader.
+"""Finds where a vLLM worker keeps each Hugging Face tensor (fused, split over workers, padded), by asking the model's own loader.
 
 The loader is run once on tensors without contents while every write is noted instead of done, so no table of models is needed here.
 """

@@ -1,4 +1,4 @@
-"""What a vLLM engine computes with, compared bit for bit with what the learner sent.
+"""Compares what a vLLM engine computes with, bit for bit, with what the learner sent.
 
 Parameters are read whole. On CPU vLLM keeps linear layers in a packed form that nothing but its own matmul reads: W e_i is
 column i of W exactly, since all other products are 0, so sampled columns of these are compared.

@@ -1,4 +1,4 @@
-"""What a publish sent, tensor by tensor, small enough to travel beside the weights: checksums, and columns to compare with.
+"""Describes what a publish sent, tensor by tensor, in checksums and columns small enough to travel beside the weights.
 
 Axes: N rows, K columns, S sampled columns.
 """
