@@ -100,7 +100,7 @@ def shares(learner: LearnerRank, blocks: list, algorithm) -> list[tuple[str, flo
         if "/rlft/" in file:
             groups["rlft's own lines"] += own
     everything = stats.total_tt  # type: ignore[attr-defined]
-    groups["backward"] = sum(t for (_, n), t in cumulative.items() if "run_backward" in n)
+    groups["backward"] = max(t for (_, n), t in cumulative.items() if "run_backward" in n)
     groups["optimizer, norm and clipping"] = cumulative.get(("zero.py", "step"), 0.0)
     groups["forward"] = cumulative.get(("learner_rank.py", "_forward"), 0.0)
     return [(name, 100 * seconds / everything) for name, seconds in groups.items() if seconds]

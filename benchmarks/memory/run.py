@@ -25,19 +25,23 @@ CASES = {
     "SmolLM2, bfloat16": ("smollm2", {"dtype": "bfloat16"}),
     "SmolLM2, LoRA 16": ("smollm2", {"lora_rank": 16}),
     "Qwen2-like, 220 M, float32": ("qwen2", {}),
+    "Qwen2-like, 90 M, narrow and deep, float32": ("deep", {}),
     "SmolLM2, float32, ZeRO 2": ("smollm2", {"zero_stage": 2}),
     "SmolLM2, float32, checkpointing": ("smollm2", {"gradient_checkpointing": True}),
 }
 
 
-def make_qwen2(folder: Path) -> None:
-    """A random model of another shape: wide, few layers, a head of its own."""
+WIDE = {"hidden_size": 1024, "num_hidden_layers": 14, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 2816}
+DEEP = {"hidden_size": 384, "num_hidden_layers": 40, "num_attention_heads": 6, "num_key_value_heads": 6, "intermediate_size": 1024}
+
+
+def make_qwen2(folder: Path, sizes: dict[str, int]) -> None:
+    """A random model of another shape, with a head of its own."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 14, "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 2816}
     Qwen2ForCausalLM(Qwen2Config(vocab_size=32000, tie_word_embeddings=False, **sizes)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(64)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1", pad_token="w0").save_pretrained(folder)
@@ -116,11 +120,12 @@ def main() -> None:
     headings = ("case", "ZeRO", "tokens", "chunk", "state", "activations", "head", "predicted", "measured", "off", "whole process")
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     with tempfile.TemporaryDirectory() as folder:
-        make_qwen2(Path(folder))
+        for shape, sizes in (("qwen2", WIDE), ("deep", DEEP)):
+            make_qwen2(Path(folder) / shape, sizes)
         for name, (kind, _) in CASES.items():
             if given.only not in name:
                 continue
-            model = str(given.model) if kind == "smollm2" else folder
+            model = str(given.model) if kind == "smollm2" else str(Path(folder) / kind)
             environment = {"OMP_NUM_THREADS": "1", **os.environ}
             run = subprocess.run([sys.executable, __file__, model, "--case", name], env=environment, capture_output=True, text=True)
             if run.returncode:

@@ -17,6 +17,7 @@ COPIES = 2  # of a chunk's float32 logits that live at once: logits and probabil
 MOST_CHUNK, LEAST_CHUNK = 4096, 64
 MOST_ON_GPU, MOST_ON_CPU = 32768, 8192  # tokens: larger micro-batches save no time
 USEFUL_ON_CPU = 1.5 * GIB  # of activations: tokens cost the same in smaller micro-batches, which are padded less
+SCATTERED = 1.5  # on CPU, bytes that the C library holds for one of activations: measured, benchmarks/memory/results.md
 HEAD_ON_CPU, HEAD_ON_GPU = 0.125 * GIB, GIB  # of logits
 RESERVE = 0.1  # share of the memory that stays free: fragments, buffers of libraries
 
@@ -149,8 +150,9 @@ def fits_whole(shape: Shape, training: Training, memory: float) -> bool:
 def choose_budgets(shape: Shape, training: Training, memory: float, gpu: bool, config: LearnerConfig) -> Budgets:
     """The budgets of the run file, or where it names none those for which there is memory and use.
 
-    The chunk's logits take at most an eighth of a GiB on CPU, one GiB on GPU. Activations take what state, head and a reserve
-    leave of `memory`; on CPU at most 1.5 GiB and 8,192 tokens, on GPU 32,768 tokens. Numbers above 256 are rounded down to multiples of it.
+    The chunk's logits take at most an eighth of a GiB on CPU, one GiB on GPU. Activations take what state, head and a
+    reserve leave of `memory`, on CPU half again as much as is kept; at most 1.5 GiB are kept there, or 8,192 tokens, on GPU
+    32,768 tokens. Numbers above 256 are rounded down to multiples of it.
 
     Args:
         memory: bytes that this rank may use in all, those that it uses already included.
@@ -158,10 +160,11 @@ def choose_budgets(shape: Shape, training: Training, memory: float, gpu: bool, c
     chunk = config.logprob_chunk or _between(
         LEAST_CHUNK, _rounded((HEAD_ON_GPU if gpu else HEAD_ON_CPU) / (COPIES * 4 * shape.vocabulary)), MOST_CHUNK
     )
-    per_token, state = activation_bytes(shape, training), state_bytes(shape, training)
+    kept, state = activation_bytes(shape, training), state_bytes(shape, training)
+    per_token = kept if gpu else SCATTERED * kept
     room = (1 - RESERVE) * memory - state - head_bytes(shape, training, chunk)
     longest = max(0, int(room / per_token))
-    useful = MOST_ON_GPU if gpu else min(MOST_ON_CPU, USEFUL_ON_CPU / per_token)
+    useful = MOST_ON_GPU if gpu else min(MOST_ON_CPU, USEFUL_ON_CPU / kept)
     tokens = config.max_tokens_per_micro_batch or max(1, _rounded(min(longest, useful)))
     return Budgets(tokens, chunk, longest, state, tokens * per_token)
 
