@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlft.elsewhere import ours
 from rlft.errors import ConfigError
 from rlft.names import nearest
 
@@ -169,7 +170,8 @@ class GuardsConfig(Section):
     length: float = Field(default=2.0, gt=1)  # factor between the mean length now and at first
     drift_fall: float = Field(default=0.0, ge=0)  # of the held-out score beyond its interval, while a part rises
     mismatch: float = Field(default=0.0, ge=0, le=1)  # mean |p_learner - p_engine| from which the alarm sounds; 0 = never
-    stop: list[Literal["ungraded", "length", "drift", "mismatch"]] = []
+    no_signal: int = Field(default=3, ge=0)  # steps in a row with nothing to learn from, until the alarm sounds; 0 = never
+    stop: list[Literal["ungraded", "length", "drift", "mismatch", "no_signal"]] = []
 
 
 class TrackingConfig(Section):
@@ -177,9 +179,21 @@ class TrackingConfig(Section):
 
     save_every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = only the last
     save_state: bool = True  # keep the optimizer in the newest checkpoint, so that a resumed run goes on as if never interrupted
-    rollouts_every: int = Field(default=1, ge=0)  # steps between stored rollouts; 0 = none
+    rollouts_every: int = Field(default=1, ge=0)  # steps between stored rollouts; 0 = none, of evaluations neither
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "rlft"
+    wandb_entity: str = ""  # account or team; "" = wandb's default
+    wandb_group: str = ""  # runs that belong together; "" = none
+    wandb_tags: list[str] = []
+    wandb_name: str = ""  # "" = the name of the run's folder
+    tensorboard: bool = False  # event files in the run's folder; needs rlft[tensorboard]
+
+    def stores(self, step: int) -> bool:
+        """Whether the trajectories of a step are kept; those of evaluations are as step 0's would be."""
+        return self.rollouts_every > 0 and step % self.rollouts_every == 0
+
+
+WANDB_KEYS = tuple(name for name in TrackingConfig.model_fields if name.startswith("wandb_"))
 
 
 class UntilConfig(Section):
@@ -303,27 +317,6 @@ def local_file(path: str | Path) -> Path | None:
     return Path(path) if Path(path).is_file() else None
 
 
-def looks_local(name: str) -> bool:
-    """Whether a model or data name means a path on this machine: it is written as one, or its parent folder exists."""
-    return name.startswith((".", "/", "~")) or (len(Path(name).parts) > 1 and Path(name).parent.is_dir())
-
-
-def check_model(model: str) -> None:
-    """Refuse a folder that is missing or holds no model. A Hub name is not looked up here.
-
-    Raises:
-        ConfigError: at once, where a look-up would try the network for a minute.
-    """
-    folder, give = Path(model), "give a folder in Hugging Face format, or a Hub name such as 'Qwen/Qwen3-0.6B'"
-    if not folder.is_dir():
-        if looks_local(model) or "/" not in model:
-            raise ConfigError(f"model {model!r}: no such folder (looked in {Path.cwd()}); {give}")
-        return
-    for patterns in (("config.json",), ("*.safetensors", "*.bin")):
-        if not any(any(folder.glob(pattern)) for pattern in patterns):
-            raise ConfigError(f"model {model!r}: the folder holds no {' or '.join(patterns)}; {give}")
-
-
 def _find(path: str | Path) -> Path:
     recipe = RECIPES / f"{path}.toml"
     file = local_file(path) or (recipe if recipe.is_file() else None)
@@ -337,17 +330,34 @@ def _apply(table: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep:
         raise ConfigError(f"--set {override!r}: expected key=value, such as rollout.group_size=16")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *parents, leaf = key.strip().split(".")
-    node = table
+    value, node = _read_value(text, _is_list(parents, leaf)), table
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a table")
     node[leaf] = value
+
+
+def _read_value(text: str, is_list: bool) -> Any:
+    """A value on the command line: TOML, or else text. A list may leave out its brackets: 1,8 or q_proj,v_proj."""
+    for written in (text, f"[{text}]") if is_list else (text,):
+        try:
+            value = tomllib.loads(f"value = {written}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+        return value if isinstance(value, list) or not is_list else [value]
+    return [part.strip() for part in text.split(",")] if is_list else text
+
+
+def _is_list(parents: Sequence[str], leaf: str) -> bool:
+    """Whether a key of the run file holds a list of plain values."""
+    section: Any = RunConfig
+    for parent in parents:
+        field = getattr(section, "model_fields", {}).get(parent)
+        section = field and _section(field.annotation)
+    field = getattr(section, "model_fields", {}).get(leaf)
+    return field is not None and get_origin(field.annotation) is list and leaf != "stages"
 
 
 def _explain(error: Mapping[str, Any]) -> str:
@@ -357,10 +367,32 @@ def _explain(error: Mapping[str, Any]) -> str:
         section: Any = RunConfig
         for parent in parents:  # the number of a stage leads to what the list holds, the name of a field to its section
             section = section if isinstance(parent, int) else _section(section.model_fields[parent].annotation)
-        return f"{where}: unknown key{nearest(leaf, section.model_fields)}"
+        return f"{where}: unknown key{_misplaced(where, leaf) or ours(where, error['input']) or nearest(leaf, section.model_fields)}"
     if error["type"] == "missing":
         return f"{where}: missing; every {'stage' if error['loc'][0] == 'stages' else 'run file'} must set it"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _misplaced(where: str, leaf: str) -> str:
+    """Where a key belongs that stands in another section, as the end of a message; "" where there is none of that name."""
+    if "." in where and whole_key(leaf) == leaf:
+        return f": {leaf!r} belongs at the top of the run file, before the first [section]"
+    holders = _holders(leaf)
+    return f": it belongs in {' or '.join(f'[{name}]' for name in holders)}, as {holders[0]}.{leaf}" if holders else ""
+
+
+def whole_key(name: str) -> str:
+    """A key of the run file by its last part, with its section ("lr": "learner.lr"); "" where there is none."""
+    section, _, leaf = name.rpartition(".")
+    if not section and leaf in RunConfig.model_fields:
+        return leaf
+    holders = _holders(leaf)
+    return f"{section if section in holders else holders[0]}.{leaf}" if holders and (not section or section in holders) else ""
+
+
+def _holders(leaf: str) -> list[str]:
+    sections = {name: _section(field.annotation) for name, field in RunConfig.model_fields.items() if name != "stages"}
+    return [name for name, section in sections.items() if leaf in getattr(section, "model_fields", ())]
 
 
 def _section(annotation: Any) -> Any:
@@ -387,7 +419,7 @@ def _check_options_apply(config: RunConfig) -> None:
         (learner, ("offload_optimizer",), learner.zero_stage != 0, "needs zero_stage 1, 2 or 3"),
         (rollout, ("top_p", "top_k", "min_p"), rollout.temperature > 0, "has no effect at temperature 0"),
         (rollout, ("max_refills",), rollout.drop_no_signal, "needs drop_no_signal = true"),
-        (config.tracking, ("wandb_project",), config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
+        (config.tracking, WANDB_KEYS, config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
         (config.eval, ("every", "samples", "greedy", "pass_k"), bool(config.eval.data.source), "needs eval.data.source"),
         (data, ("options",), ":" in data.source or not data.options, "applies to a 'module:function' source only"),
         (data, ("min_attempts",), filtered, "needs min_pass_rate or max_pass_rate"),

@@ -1,4 +1,15 @@
-"""Every error rlft raises on purpose. Plain constructors with one message: Ray pickles them."""
+"""Every error rlft raises on purpose, and the place in a user's code where one arose. One message each: Ray pickles them."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+
+OURS = f"{Path(__file__).parent}{os.sep}"
+# Where code lies that a user did not write: this package, Python's own modules, installed packages.
+NOT_THE_USERS = (OURS, *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 class RlftError(Exception):
@@ -47,3 +58,26 @@ class NonFiniteError(RlftError):
 
 class StallError(RlftError):
     """A role made no progress before its deadline."""
+
+
+class CallbackError(RlftError):
+    """A callback of the user's raised; the run stopped there."""
+
+
+def explain(error: BaseException) -> str:
+    """An exception in one line: what it is, and in which file and line of the user's own code it arose.
+
+    Where no such line took part it is the last one outside of this package.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        said, line = f"{type(error).__name__}: {error.msg}", (error.text or "").strip()
+        return f"{said} ({shown_path(error.filename)}, line {error.lineno}{line and f': {line}'})"
+    said = traceback.format_exception_only(error)[-1].strip()
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<frozen", OURS))]
+    theirs = [frame for frame in frames if not frame.filename.startswith(NOT_THE_USERS)]
+    return f"{said} ({shown_path(at.filename)}, line {at.lineno})" if (at := next(reversed(theirs or frames), None)) else said
+
+
+def shown_path(path: str) -> str:
+    """A path as a person sees it from the current folder."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
-from rlft.errors import ConfigError
+from rlft.elsewhere import ours
+from rlft.errors import ConfigError, explain
 
 
 def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | str], where: str) -> Callable[..., Any]:
@@ -24,19 +25,25 @@ def bind(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | st
     Raises:
         ConfigError: unknown name, failed import, or a key that the callable does not take.
     """
-    kwargs = dict(table)
-    name = kwargs.pop("name", None)
-    target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
-    if name is None:
-        raise ConfigError(f"{where}.name is missing{nearest('', builtin)}, or 'module:attribute'")
-    if target is None:
-        raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
+    kwargs, target = dict(table), check_name(table, builtin, where)
+    name = kwargs.pop("name")
     fn = import_object(target) if isinstance(target, str) else target
     valid = option_names(fn)
     for key in kwargs:
         if valid is not None and key not in valid:
-            raise ConfigError(f"{where}.{name}: unknown option {key!r}{nearest(key, valid)}")
+            raise ConfigError(f"{where}.{name}: unknown option {key!r}{ours(key) or nearest(key, valid)}")
     return functools.partial(fn, **kwargs) if kwargs else fn
+
+
+def check_name(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any] | str], where: str) -> Callable[..., Any] | str:
+    """What `name` in a table stands for, imported by nobody yet. Raises ConfigError for none, and for one that is not known."""
+    name = table.get("name")
+    if name is None:
+        raise ConfigError(f"{where}.name is missing{nearest('', builtin)}, or 'module:attribute'")
+    target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
+    if target is None:
+        raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
+    return target
 
 
 def option_names(fn: Callable[..., Any]) -> set[str] | None:
@@ -54,19 +61,47 @@ def option_names(fn: Callable[..., Any]) -> set[str] | None:
 
 
 def import_object(path: str) -> Any:
-    """Import "module:attribute"; the current folder counts as importable. Raises ConfigError."""
+    """Import "module:attribute"; the current folder counts as importable. Raises ConfigError, which says where the code failed."""
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise ConfigError(f"cannot import {path!r}: expected 'module:attribute'")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot import {path!r}: {error}") from error
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):  # it is there, and lacks one that it imports itself
+            raise ConfigError(f"cannot import {path!r}: {explain(error)}") from error
+        raise ConfigError(f"cannot import {path!r}: {error}{_where_looked(module)}") from error
+    except (Exception, SystemExit) as error:  # a module is a program by others: it may raise anything
+        raise ConfigError(f"cannot import {path!r}: {explain(error)}") from error
+    try:
+        return functools.reduce(getattr, attribute.split("."), found)
+    except AttributeError as error:
+        own = [name for name, value in vars(found).items() if getattr(value, "__module__", None) == found.__name__]
+        raise ConfigError(f"cannot import {path!r}: {error}{nearest(attribute, own) if own else ''}") from error
+
+
+def _where_looked(module: str) -> str:
+    here = [file.stem for file in Path.cwd().glob("*.py")]
+    near = nearest(module, here)
+    looked = f" (looked in {Path.cwd()} and on Python's path)"
+    return f"{looked}{near}" if "did you mean" in near else f"{looked}; start rlft in the folder of {module.partition('.')[0]}.py"
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:
-    """What to write instead of `key`, as the end of an error message."""
-    near = difflib.get_close_matches(key, list(valid), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
+    """What to write instead of `key`, as the end of an error message: up to three names, the likeliest slip first."""
+    if near := close_to(key, valid):
+        *others, last = map(repr, near)
+        return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+    return f"; valid: {', '.join(sorted(valid))}"
+
+
+def close_to(key: str, valid: Iterable[str]) -> list[str]:
+    """Up to three names that are spelled much like `key`, by the fewest slips: a letter too many, too few, wrong, or two swapped."""
+    from rapidfuzz.distance import OSA, JaroWinkler
+
+    alike = difflib.get_close_matches(key, list(valid), n=3)
+    slips = {name: OSA.distance(key, name) for name in alike}
+    ordered = sorted(alike, key=lambda name: (slips[name], -JaroWinkler.similarity(key, name)))
+    return [name for name in ordered if slips[ordered[0]] > 2 or slips[name] <= slips[ordered[0]] + 1]

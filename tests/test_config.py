@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import re
 from typing import TypedDict, Unpack
 
 import pytest
 from pydantic import BaseModel
 
-from rlft import names
-from rlft.config import RECIPES, RunConfig, load, validate
+from rlft import algorithms, elsewhere, names
+from rlft.config import RECIPES, RunConfig, load, validate, whole_key
 from rlft.errors import ConfigError
 from rlft.names import bind
 
@@ -42,6 +43,42 @@ def test_a_run_file_is_read_with_its_overrides(tmp_path):
 def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, 'model = "m"\n'), overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("eval.pass_k=[1, 4]", "eval", [1, 4]),
+        ("eval.pass_k=1,4", "eval", [1, 4]),
+        ("eval.pass_k=4", "eval", [4]),
+        ("learner.lora_targets=q_proj, v_proj", "learner", ["q_proj", "v_proj"]),
+        ("rollout.stop=User", "rollout", ["User"]),
+        ('rollout.stop=","', "rollout", [","]),
+        ("data.prompt=a,b", "data", "a,b"),  # the control: no list
+    ],
+)
+def test_a_list_on_the_command_line_needs_no_brackets(tmp_path, override, key, value):
+    needed = ['eval.data.source="x.jsonl"', "learner.lora_rank=8"]
+    section = getattr(load(write(tmp_path, 'model = "m"\n'), [*needed, override]), key)
+    assert value in [getattr(section, name) for name in type(section).model_fields]
+
+
+def test_every_key_that_stands_for_one_of_another_library_is_a_key_of_ours():
+    algorithm = {"clip_low", "clip_high", "kl_coef", "kl", "name", "aggregation", "normalize"}  # options of [algorithm]
+    for theirs, named in elsewhere.KEYS.items():
+        said = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", named))
+        assert all(whole_key(key) == key or key.startswith(("algorithm.", "eval.data")) for key in said), (theirs, named)
+        plain = named.partition(",")[0].partition(" in ")[0]
+        known = RunConfig.model_fields.keys() | algorithm
+        assert said or "[reward]" in named or "nothing" in named or plain in known or set(plain.split(" and ")) <= known or "dtype" in plain
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("steps", "steps"), ("lr", "learner.lr"), ("group_size", "rollout.group_size"), ("eval.every", "eval.every"), ("rollout.lr", "")],
+)
+def test_a_key_is_found_by_its_last_part(key, shown):
+    assert whole_key(key) == shown
 
 
 @pytest.mark.parametrize(
@@ -97,12 +134,12 @@ def test_a_resolved_run_file_reads_back_as_itself(tmp_path, recipe):
     assert validate({"model": "m"}) != run  # the control: a recipe is not all defaults
 
 
-def test_there_are_no_more_than_about_a_hundred_and_twenty_keys():
+def test_there_are_no_more_than_about_a_hundred_and_thirty_keys():
     def count(section):
         annotations = [field.annotation for field in section.model_fields.values()]
         return sum(count(a) if isinstance(a, type) and issubclass(a, BaseModel) else 1 for a in annotations)
 
-    assert 50 < count(RunConfig) <= 125
+    assert 50 < count(RunConfig) <= 135
 
 
 def make_guess(secret: int = 3, *, low: int = 0):
@@ -135,6 +172,48 @@ def test_names_resolve_to_built_ins_and_to_imports_with_their_options_bound():
     assert bind({"name": "guess", "secret": 5}, {"guess": make_guess}, "env")() == (5, 0)
     assert bind({"name": "rlft.names:nearest"}, {}, "env") is names.nearest
     assert bind({"name": "ok"}, {"ok": "rlft.names:nearest"}, "env") is names.nearest
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("gpro", "'grpo', 'gspo' or 'hgpo'?"),  # two letters swapped are one slip
+        ("grp", "'grpo'?"),
+        ("reinforc", "'reinforce'?"),
+    ],
+)
+def test_the_likeliest_slip_is_named_first_and_others_only_where_they_are_close(key, near):
+    assert names.nearest(key, algorithms.BUILTIN) == f"; did you mean {near}"
+    assert names.nearest("quux", ["grpo", "ppo"]) == "; valid: grpo, ppo"  # the control
+
+
+USERS = {
+    "broken.py": "x = 1\n1 / 0\n",
+    "unclosed.py": "def f(:\n",
+    "needs.py": "import broken\n",
+    "leaves.py": "raise SystemExit(3)\n",
+    "lib.py": "import json\njson.loads('{')\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("broken:f", r"cannot import 'broken:f': ZeroDivisionError: division by zero \(broken.py, line 2\)"),
+        ("unclosed:f", r"cannot import 'unclosed:f': SyntaxError: .* \(unclosed.py, line 1: def f\(:\)"),
+        ("needs:f", r"cannot import 'needs:f': ZeroDivisionError: division by zero \(broken.py, line 2\)"),
+        ("leaves:f", r"SystemExit: 3 \(leaves.py, line 1\)"),
+        ("lib:f", r"JSONDecodeError: .*\(lib.py, line 2\)"),  # the user's line, not the one of Python's own module
+        ("brokn:f", r"No module named 'brokn' \(looked in /.* and on Python's path\); did you mean 'broken'\?"),
+    ],
+)
+def test_an_import_that_fails_is_told_with_the_users_own_file_and_line(tmp_path, monkeypatch, path, message):
+    for name, text in USERS.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        names.import_object(path)
 
 
 @pytest.mark.parametrize(
