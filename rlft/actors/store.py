@@ -1,67 +1,86 @@
-"""Graded groups -> one Parquet file: every trajectory with its text, tokens and provenance.
-
-One record per token row; `datasets.load_dataset("parquet", data_files="runs/x/rollouts/*")` reads it.
-"""
+"""Graded groups -> the records of a part on disk: every trajectory with what was said, tokens and provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlft.data.stored import as_json, plain_text, write_part
 from rlft.learner.rows import Row, to_rows
 from rlft.rollout.renderer import Renderer
-from rlft.types import Group, Source, Trajectory
+from rlft.types import Group, Message, Source, Trajectory
 
 
-def write_groups(path: Path, groups: Sequence[Group], renderer: Renderer, step: int) -> None:
+@dataclass(frozen=True)
+class Origin:
+    """Where trajectories came from."""
+
+    run: str  # its folder
+    model: str  # that the run began with
+    kind: str  # "step" (trained on), "eval", "greedy" or "first"
+    step: int
+    worker: int
+
+
+SeedOf = Callable[[str, int], int | None]  # of a group's id and a trajectory's index in it
+
+
+def write_groups(path: Path, groups: Sequence[Group], renderer: Renderer, origin: Origin, seed_of: SeedOf) -> None:
     """Write `groups` to `path`. Empty episodes (failed before the first turn) have one record without tokens."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    records = [
-        {**_record(trajectory, step), **_tokens(row, renderer)}
-        for group in groups
-        for trajectory in group.trajectories
-        for row in (to_rows(trajectory) or [None])
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(records), scratch, compression="zstd")
-    scratch.rename(path)  # a reader never finds half a file
+    write_part(path, _records(groups, renderer, origin, seed_of))
 
 
-def _record(trajectory: Trajectory, step: int) -> dict[str, Any]:
+def _records(groups: Sequence[Group], renderer: Renderer, origin: Origin, seed_of: SeedOf) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        for trajectory in group.trajectories:
+            told = {**asdict(origin), **_record(trajectory), "seed": seed_of(group.group_id, trajectory.index)}
+            for number, row in enumerate(to_rows(trajectory) or [None]):
+                yield {**told, "row": number, **_tokens(row, renderer)}
+
+
+def _record(trajectory: Trajectory) -> dict[str, Any]:
+    task, turns = trajectory.task, trajectory.turns
     return {
-        "step": step,
-        "group_id": trajectory.group_id,
+        "policy_version": min((turn.completion.policy_version for turn in turns), default=0),
+        "group_id": plain_text(trajectory.group_id),
         "index": trajectory.index,
-        "task_id": trajectory.task.id,
-        "answer": str(trajectory.task.answer),
-        "actions": [str(turn.action.get("content", "")) for turn in trajectory.turns],
-        "tags": [turn.tag for turn in trajectory.turns],
-        "turn_rewards": [float(turn.reward) for turn in trajectory.turns],
-        "turn_parts": [_pairs(turn.parts) for turn in trajectory.turns],
-        "finish_reasons": [turn.completion.finish_reason for turn in trajectory.turns],
-        "policy_versions": [turn.completion.policy_version for turn in trajectory.turns],
+        "task_id": plain_text(task.id),
+        "task_meta": as_json(dict(task.meta)),
+        "answer": None if task.answer is None else plain_text(str(task.answer)),
+        "messages": [_message(message) for message in trajectory.conversation or task.messages],
         "status": trajectory.status,
-        "error": trajectory.error,
-        "feedback": trajectory.feedback,
-        "reward": float(trajectory.reward),
+        "error": plain_text(trajectory.error),
+        "ungraded": [f"{part}: {cause}" for part, cause in trajectory.ungraded.items()],
+        "feedback": plain_text(trajectory.feedback),
         "outcome": float(trajectory.outcome),
-        "parts": _pairs(trajectory.parts),
+        "reward": float(trajectory.reward),
+        "components": _components(trajectory.parts),
+        "tags": [turn.tag for turn in turns],
+        "turn_rewards": [float(turn.reward) for turn in turns],
+        "turn_components": [_components(turn.parts) for turn in turns],
+        "finish_reasons": [turn.completion.finish_reason for turn in turns],
+        "policy_versions": [turn.completion.policy_version for turn in turns],
     }
 
 
-def _pairs(parts: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": float(value)} for name, value in parts.items()]
+def _message(message: Message) -> dict[str, str | None]:
+    other = {name: value for name, value in message.items() if name not in ("role", "content") and value}
+    content = message.get("content") or ""
+    said = content if isinstance(content, str) else as_json(content)
+    return {"role": str(message.get("role", "")), "content": plain_text(said), "other": as_json(other) if other else None}
+
+
+def _components(parts: Mapping[str, float]) -> str:
+    return as_json({name: float(value) for name, value in parts.items()})
 
 
 def _tokens(row: Row | None, renderer: Renderer) -> dict[str, Any]:
     if row is None:
         return {"text": "", "token_ids": [], "sources": [], "turn_ids": [], "loss_mask": [], "logprobs": []}
     return {
-        "text": renderer.text(row.token_ids.tolist()),
+        "text": plain_text(renderer.text(row.token_ids.tolist())),
         "token_ids": row.token_ids,
         "sources": row.sources,
         "turn_ids": row.turn_ids,

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlft.chat.messages import normal
 from rlft.config import DataConfig, PreferencesConfig
-from rlft.data.sources import BadRow, describe, has_lone_surrogate, read_rows, without_nulls
+from rlft.data.sources import UNSET, BadRow, describe, has_lone_surrogate, read_rows, without_nulls
 from rlft.errors import DataError, RenderError
 from rlft.rewards.learned.models import Encoder
 from rlft.rollout.renderer import Renderer
@@ -82,7 +82,7 @@ def load_preferences(data: DataConfig, fields: PreferencesConfig) -> LoadedPrefe
         ConfigError: as of tasks.
     """
     if not data.source:
-        raise DataError("data.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
+        raise DataError(UNSET)
     pairs: dict[str, Preference] = {}
     bad_rows: list[BadRow] = []
     for number, (source, row, value) in enumerate(read_rows(data), start=1):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
+import csv
 import glob
 import inspect
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlft.chat.messages import normal
-from rlft.config import DataConfig, looks_local
-from rlft.errors import ConfigError, DataError, RenderError
-from rlft.names import bind
+from rlft.config import DataConfig
+from rlft.errors import ConfigError, DataError, RenderError, RlftError, explain
+from rlft.hub import check_on_hub, looks_local
+from rlft.names import bind, close_to
 from rlft.types import Message, Task
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
-EXPECTED = "expected a .jsonl, .json or .parquet file, a folder, a Hub name or 'module:function'"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (".jsonl", ".json", ".parquet", *DELIMITERS)
+FILES = "a .jsonl, .json, .parquet, .csv or .tsv file"
+UNSET = f"data.source is not set; give {FILES}, a Hub name, or 'module:function'"
+EXPECTED = f"expected {FILES}, a folder, a Hub name or 'module:function'"
+FILE_ENDING = re.compile(r"\.[a-z]{2,7}")  # such as .txt and .xlsx; a version in a Hub name has numbers
+MAX_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
 SHOWN = 5  # bad rows quoted in a message
 
 
@@ -68,7 +75,7 @@ def load_tasks(config: DataConfig, progress: Callable[[Iterable[SourceRow]], Ite
         ConfigError: the function cannot be imported or takes other options.
     """
     if not config.source:
-        raise DataError("data.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
+        raise DataError(UNSET)
     tasks: dict[str, Task] = {}
     bad_rows: list[BadRow] = []
     columns: Counter[str] = Counter()
@@ -98,9 +105,30 @@ def read_rows(config: DataConfig) -> Iterator[SourceRow]:
     source = config.source
     if Path(source).suffix in SUFFIXES:
         return chain.from_iterable(_read_file(file) for file in _files(source))
-    if Path(source).is_file():
-        raise DataError(f"data.source {source!r}: expected a file that ends in {', '.join(SUFFIXES)}")
     return _call(config) if ":" in source else _read_hub(config)
+
+
+def look_at(config: DataConfig, tasks: bool = True) -> None:
+    """Refuse a source that is not there, and a file without one usable row, in which a good one is looked for from its top.
+
+    A function is imported and not called; a Hub name is asked for; Parquet files are not opened.
+
+    Args:
+        tasks: whether rows become tasks; pairs are not looked at.
+
+    Raises:
+        DataError, ConfigError: as `load_tasks`.
+    """
+    if not config.source:
+        raise DataError(UNSET)
+    if Path(config.source).suffix in SUFFIXES:
+        files = _files(config.source)
+        if tasks and not any(file.suffix == ".parquet" for file in files):
+            load_tasks(config.model_copy(update={"limit": 1}))
+    elif ":" in config.source:
+        _function(config)
+    else:
+        _check_name(config.source)
 
 
 def _files(pattern: str) -> list[Path]:
@@ -113,6 +141,8 @@ def _files(pattern: str) -> list[Path]:
 def _read_file(file: Path) -> Iterator[SourceRow]:
     if file.suffix == ".jsonl":
         return _read_jsonl(file)
+    if file.suffix in DELIMITERS:
+        return _read_csv(file, DELIMITERS[file.suffix])
     # Not through `datasets` for JSON: it turns text that looks like a date into a datetime.
     return _read_json(file) if file.suffix == ".json" else _read_parquet(file)
 
@@ -142,6 +172,23 @@ def _read_json(file: Path) -> Iterator[SourceRow]:
         yield SourceRow(str(file), number, value)
 
 
+def _read_csv(file: Path, delimiter: str) -> Iterator[SourceRow]:
+    """Rows below a line of names. A cell is text as it stands ("007" stays so), and an empty one is null."""
+    csv.field_size_limit(MAX_CELL)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        try:
+            names = rows.fieldnames or []
+            if len(set(names)) < len(names) or "" in names:
+                raise DataError(f"{file}: expected a first line with a name for each column, got {names}")
+            for number, row in enumerate(rows, start=1):
+                surplus = row.pop(None, None)
+                value = {name: cell or None for name, cell in row.items()}
+                yield SourceRow(str(file), number, BadRow("", 0, "", f"more cells than columns: {surplus}") if surplus else value)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{file}, line {rows.line_num + 1}: not readable as {file.suffix[1:].upper()} in UTF-8: {error}") from error
+
+
 def _read_parquet(file: Path) -> Iterator[SourceRow]:
     import datasets
     import pyarrow
@@ -156,13 +203,9 @@ def _read_parquet(file: Path) -> Iterator[SourceRow]:
 
 def _read_hub(config: DataConfig) -> Iterator[SourceRow]:
     """`owner/name`, `owner/name/subset`, or a folder that `datasets` can load."""
-    if looks_local(config.source) and not Path(config.source).is_dir():
-        raise DataError(f"data.source {config.source!r}: no such file or folder (looked in {Path.cwd()}); {EXPECTED}")
+    name, subset = _check_name(config.source)
     import datasets
 
-    name, subset = config.source, None
-    if name.count("/") == 2 and not Path(name).is_dir():
-        name, _, subset = name.rpartition("/")
     try:
         rows = datasets.load_dataset(name, subset, split=config.split)
     except (OSError, ValueError) as error:
@@ -172,7 +215,23 @@ def _read_hub(config: DataConfig) -> Iterator[SourceRow]:
         yield SourceRow(config.source, number, value)
 
 
-def _call(config: DataConfig) -> Iterator[SourceRow]:
+def _check_name(source: str) -> tuple[str, str | None]:
+    """The data set and its subset that a folder or Hub name means. Raises DataError where there is none."""
+    if Path(source).is_dir():
+        return source, None
+    if Path(source).is_file():
+        raise DataError(f"data.source {source!r}: expected a file that ends in {', '.join(SUFFIXES)}")
+    if looks_local(source) or ("/" not in source and FILE_ENDING.fullmatch(Path(source).suffix)):
+        raise DataError(f"data.source {source!r}: no such file or folder (looked in {Path.cwd()}); {EXPECTED}")
+    name, _, subset = source.rpartition("/") if source.count("/") == 2 else (source, "", None)
+    try:
+        check_on_hub(name, "dataset")
+    except ConfigError as error:
+        raise DataError(f"data.source {source!r}: {error}; {EXPECTED}") from error
+    return name, subset
+
+
+def _function(config: DataConfig) -> Callable[[], Any]:
     if "name" in config.options:
         raise ConfigError("data.options.name: the key 'name' names the function itself; rename the parameter")
     function = bind({**config.options, "name": config.source}, {}, "data.source")
@@ -180,11 +239,21 @@ def _call(config: DataConfig) -> Iterator[SourceRow]:
         inspect.signature(function).bind()
     except TypeError as error:
         raise ConfigError(f"data.source {config.source!r}: {error}; give it in data.options") from None
-    rows = function()
-    if not isinstance(rows, Iterable):
-        raise DataError(f"data.source {config.source!r}: expected an iterable of Task or of dict rows, got {type(rows).__name__}")
-    for number, value in enumerate(rows, start=1):
-        yield SourceRow(config.source, number, value)
+    return function
+
+
+def _call(config: DataConfig) -> Iterator[SourceRow]:
+    function = _function(config)
+    try:
+        rows = function()
+        if not isinstance(rows, Iterable):
+            raise DataError(f"data.source {config.source!r}: expected an iterable of Task or of dict rows, got {type(rows).__name__}")
+        for number, value in enumerate(rows, start=1):
+            yield SourceRow(config.source, number, value)
+    except RlftError:
+        raise
+    except Exception as error:  # a function by others: it may raise anything
+        raise DataError(f"data.source {config.source!r} raised {explain(error)}") from error
 
 
 def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Task]) -> Task | BadRow:
@@ -271,10 +340,10 @@ def _nothing_usable(config: DataConfig, bad_rows: Sequence[BadRow], columns: Map
     for key in ("prompt", "answer", "id"):
         name = getattr(config, key)
         if name and columns and name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1)
+            near = close_to(name, columns)
             return (
                 f"data.source {config.source!r}: no row has the field {name!r} that data.{key} names"
-                + (f"; did you mean {near[0]!r}" if near else "")
+                + (f"; did you mean {' or '.join(map(repr, near))}" if near else "")
                 + f"; available: {', '.join(repr(column) for column in sorted(columns))}"
                 + ('; without answers set data.answer = ""' if key == "answer" else "")
             )

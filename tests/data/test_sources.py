@@ -4,6 +4,7 @@ import random
 import string
 import sys
 import textwrap
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlft.config import DataConfig
-from rlft.data.sources import describe, load_tasks
+from rlft.data.sources import describe, load_tasks, look_at
 from rlft.errors import ConfigError, DataError
 from rlft.types import Task
 
@@ -60,6 +61,52 @@ def test_a_glob_reads_all_files_in_name_order_with_ids_over_all(tmp_path):
 def test_a_file_whose_name_holds_glob_characters_is_read(tmp_path):
     for name, write in (("a[1].jsonl", write_jsonl), ("a[1].parquet", write_parquet)):
         assert len(load_tasks(DataConfig(source=write(tmp_path / name, rows(2)))).tasks) == 2
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t")])
+def test_cells_of_a_csv_file_are_texts_as_they_stand_and_empty_ones_are_null(tmp_path, name, mark):
+    lines = [["prompt", "answer", "note"], ['"two\nlines, said ""so"""', "007", ""], ["p", "", "n"], ["p", "1", "n", "surplus"], ["q", "2"]]
+    (tmp_path / name).write_text("\ufeff" + "\n".join(mark.join(line) for line in lines) + "\n", encoding="utf-8")
+    tasks, bad = load_tasks(DataConfig(source=str(tmp_path / name)))
+    assert [(task.messages[0]["content"], task.answer, dict(task.meta)) for task in tasks] == [
+        ('two\nlines, said "so"', "007", {"note": None}),
+        ("q", "2", {"note": None}),
+    ]
+    assert [(row.row, row.field, row.reason) for row in bad] == [(2, "answer", "null"), (3, "", "more cells than columns: ['surplus']")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"prompt,answer\n\"never closed,1\n", "line 2: not readable as CSV in UTF-8: unexpected end of data"),
+        (b"prompt,answer\n\xff,1\n", "not readable as CSV in UTF-8: 'utf-8' codec can't decode"),
+        (b"prompt,prompt\n1,2\n", "expected a first line with a name for each column, got"),
+        (b"", "is empty; give at least one row"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_told_with_its_line(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_tasks(DataConfig(source=str(tmp_path / "a.csv")))
+
+
+def test_a_long_cell_of_a_csv_file_is_read_whole(tmp_path):
+    (tmp_path / "a.csv").write_text(f"prompt,answer\n{'x' * 200_000},1\n")
+    assert len(load_tasks(DataConfig(source=str(tmp_path / "a.csv"))).tasks[0].messages[0]["content"]) == 200_000
+
+
+def test_a_look_at_a_source_reads_no_further_than_its_first_good_row_and_calls_no_function(tmp_path):
+    good = write_jsonl(tmp_path / "a.jsonl", rows(1))
+    with Path(good).open("a") as file:
+        file.write("not json\n")
+    look_at(DataConfig(source=good))
+    look_at(DataConfig(source="os:abort"))
+    for source, message in ((tmp_path / "none.jsonl", "no such file"), (tmp_path / "none", "no such file or folder")):
+        with pytest.raises(DataError, match=message):
+            look_at(DataConfig(source=str(source)))
+    with pytest.raises(DataError, match="no row has the field 'q'"):
+        look_at(DataConfig(source=good, prompt="q"))
+    look_at(DataConfig(source=good, prompt="q"), tasks=False)  # the control: pairs have other fields
 
 
 def test_fields_are_mapped_and_the_rest_lands_in_meta(tmp_path):
