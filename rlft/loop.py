@@ -6,15 +6,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlft.actors.deadline import watched
 from rlft.algorithms.base import Algorithm, Control
 from rlft.data.ledger import Ledger, Right
 from rlft.errors import RewardError
 from rlft.report.metrics import Stopwatch, rollout_metrics, spans
+from rlft.rewards.grader import ON
 from rlft.types import GroupRef, Sampled, Setting, Task
 
 if TYPE_CHECKING:
     from rlft.actors.learner import Learner
-    from rlft.actors.rollouts import Rollouts
+    from rlft.actors.rollouts import Rollouts, StepGroups
     from rlft.report.tracking import Tracker
 
 
@@ -56,19 +58,20 @@ async def train(
 ) -> None:
     """One step: roll out and grade, update, publish weights. The same loop drives Ray actors and fakes."""
     now = start
-    published = await rollouts.load_weights(learner, version=now.step)
+    with tracker.phase("first publish of weights"):
+        published = await rollouts.load_weights(learner, version=now.step)
     while now.stage_step < plan.steps:
         watch = Stopwatch()
         with watch.span("collect"):
-            collected = await rollouts.collect(tasks, now.temperature)
+            collected = await collect(tasks, rollouts, tracker, now)
         everything = collected.groups + collected.dropped
         check_failures(everything, plan.max_failed)
         plan.ledger.update(now.step + 1, everything, plan.right)
         trained = [group for group in collected.groups if group.num_tokens]
         setting = Setting(collected.temperature, now.controls, plan.ledger.rates(trained))
-        with watch.span("update"):
+        with watch.span("update"), tracker.phase(f"update {now.step + 1}", tell=False):
             learned = await learner.update(trained, algorithm, setting) if trained else {}
-        with watch.span("publish"):
+        with watch.span("publish"), tracker.phase(f"publish {now.step + 1}", tell=False):
             published |= await rollouts.load_weights(learner, version=now.step + 1)
         watch.split("collect", collected.seconds)  # what the workers computed; the rest of the span is transport
         watch.split("update", spans(learned))
@@ -76,9 +79,21 @@ async def train(
         rolled_out |= {"rollout/dropped": len(collected.dropped)}
         metrics = {**rolled_out, **learned, **published, **moving(setting, plan), **watch.metrics()}
         now = following(now, plan, metrics, collected.num_drawn)
-        tracker.log(now.step, metrics)
+        tracker.log(now.step, metrics, collected.examples)
         if await after_step(now, metrics):
             break
+
+
+async def collect(tasks: Iterator[Task], rollouts: Rollouts, tracker: Tracker, now: Progress) -> StepGroups:
+    """The groups of the next step; meanwhile it is shown how many answers there are, and what holds them up."""
+    with tracker.phase(f"rollouts {now.step + 1}", tell=False) as phase:
+
+        async def look() -> None:
+            seen = await rollouts.look("collect")
+            phase.count(seen.tally.done, 0, "answers")
+            phase.explain(seen.held_up)
+
+        return await watched(rollouts.collect(tasks, now.temperature), look)
 
 
 def following(now: Progress, plan: Plan, metrics: Mapping[str, Any], num_drawn: int) -> Progress:
@@ -108,7 +123,7 @@ async def learn(
         watch = Stopwatch()
         with watch.span("data"):
             groups = next(batches)
-        with watch.span("update"):
+        with watch.span("update"), tracker.phase(f"update {step}", tell=False):
             learned = await learner.update(groups, algorithm)
         watch.split("update", spans(learned))
         tracker.log(step, {**learned, **watch.metrics()})
@@ -126,8 +141,10 @@ def check_failures(groups: Sequence[GroupRef | Sampled], max_failed: float) -> N
     trajectories = [t for group in groups for t in group.trajectories]
     failed = [t for t in trajectories if t.status == "failed" or t.ungraded]
     if failed and (len(failed) > max_failed * len(trajectories) or len(failed) == len(trajectories)):
-        causes = list(dict.fromkeys(t.error for t in failed))[:3]
-        listed = "".join(f"\n  - {cause}" for cause in causes)
+        causes: dict[str, str] = {}  # each with the first answer on which it arose
+        for trajectory in failed:
+            causes.setdefault(trajectory.error.partition(ON)[0], trajectory.error)
+        listed = "".join(f"\n  - {cause}" for cause in list(causes.values())[:3])
         raise RewardError(
             f"{len(failed)} of {len(trajectories)} trajectories could not be graded "
             f"(reward_pool.max_failed = {max_failed:g}); the first causes:{listed}"

@@ -146,6 +146,25 @@ class TrajectoryInfo:
     ungraded: Mapping[str, str] = field(default_factory=dict)
 
 
+EXAMPLE_CHARS = 200  # of a prompt and of an answer, in an example
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An answer as a person is told of it: the ends of what was asked and of what was said."""
+
+    asked: str
+    said: str
+    truncated: bool
+    outcome: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+    def told(self) -> str:
+        """In one line."""
+        parts = f" ({', '.join(f'{name} {value:g}' for name, value in self.parts.items())})" if self.parts else ""
+        return f"{self.asked!r} -> {self.said!r}{', cut' if self.truncated else ''}, which earned {self.outcome:g}{parts}"
+
+
 @dataclass(frozen=True, slots=True)
 class GroupRef:
     """What the driver knows of a group. `rows` is an object reference to its token rows

@@ -11,18 +11,10 @@ from rlft.data.ledger import Ledger, Record, Right
 from rlft.envs.single_turn import SingleTurn
 from rlft.errors import RewardError
 from rlft.loop import Plan, Progress, check_failures, following, train
-from rlft.testing.fakes import FakeLearner, FakeRollouts, TinyLM
+from rlft.testing.fakes import FakeLearner, FakeRollouts, FakeTracker, TinyLM
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
 TASKS = [Task(c, ({"role": "user", "content": c},)) for c in "xyz"]
-
-
-class Recorder:
-    def __init__(self):
-        self.rows = []
-
-    def log(self, step, metrics):
-        self.rows.append({"step": step, **metrics})
 
 
 def early_letter(trajectory):
@@ -40,7 +32,7 @@ def run(algorithm, reward=early_letter, steps=50, lr=10.0, start=None, **plan):
     import torch
 
     torch.manual_seed(0)
-    model, recorder, seen = TinyLM(), Recorder(), []
+    model, recorder, seen = TinyLM(), FakeTracker(), []
     rollouts = FakeRollouts(model, SingleTurn, grading(reward), tasks_per_step=3, group_size=8)
 
     async def after_step(now, metrics):
@@ -124,7 +116,7 @@ def test_the_learner_is_told_the_temperature_of_its_rows():
 
     plan = Plan(2, temperature=Control(0.5, lambda t, metrics, done: 0.25))
     start = Progress(temperature=0.5)
-    asyncio.run(train(itertools.cycle(TASKS), rollouts, Told(TinyLM(), 1.0), grpo(), Recorder(), plan, start, go_on))
+    asyncio.run(train(itertools.cycle(TASKS), rollouts, Told(TinyLM(), 1.0), grpo(), FakeTracker(), plan, start, go_on))
     assert [temperature for temperature, _ in told] == [0.5, 0.25] and [list(rates) for _, rates in told] == [["0/x"], ["1/y"]]
 
 
@@ -137,6 +129,14 @@ def test_a_run_stops_with_the_first_causes_when_too_many_trajectories_fail():
     groups = graded("failed", "failed", "failed", "failed", "completed")
     with pytest.raises(RewardError, match=r"4 of 5 .*max_failed = 0.5.*\n  - cause 0\n  - cause 1\n  - cause 2$"):
         check_failures(groups, 0.5)
+
+
+def test_causes_that_differ_in_their_answer_alone_are_told_once():
+    errors = ["raised A; on task 'x', answer 'p'", "raised A; on task 'y', answer 'q'", "raised B; on task 'x', answer 'p'"]
+    groups = graded(*["failed"] * 3)
+    told = [replace(group, trajectories=tuple(replace(t, error=errors.pop(0)) for t in group.trajectories)) for group in groups]
+    with pytest.raises(RewardError, match=r"causes:\n  - raised A; on task 'x', answer 'p'\n  - raised B; on task 'x', answer 'p'$"):
+        check_failures(told, 0.5)
 
 
 def test_a_few_failures_are_borne():

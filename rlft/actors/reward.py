@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -19,6 +19,30 @@ from rlft.rewards.serve import limit_of, too_slow
 from rlft.types import Group, Trajectory
 
 CANARIES_EVERY = 1000  # gradings between two looks at the canaries
+LONG_S = 5.0  # a call that takes half of its limit and this long is worth telling
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Says what a reward worker does at the moment."""
+
+    waiting: int  # trajectories that are not graded yet
+    reward: str = ""  # on whose call it has been longest, "" where it grades nothing
+    since_s: float = 0.0
+    limit_s: float = 0.0
+    late: tuple[tuple[str, int, float], ...] = ()  # since it last was idle: rewards, their calls that ran into the limit, the limit
+
+    def told(self) -> str:
+        """Say what holds it up; "" where nothing does."""
+        said = [f"reward {name!r}: stopped at its limit of {limit:g} s {number} times" for name, number, limit in self.late]
+        if self.reward and self.since_s >= max(LONG_S, self.limit_s / 2):
+            said.append(f"reward {self.reward!r} in one call for {self.since_s:.0f} s of at most {self.limit_s:g} s")
+        return f"{', '.join(said)}, {self.waiting} answers wait" if said else ""
+
+
+def held_up(workers: Sequence[Busy]) -> str:
+    """Say what holds up the worker that most answers wait for; "" where nothing does."""
+    return next(filter(None, (busy.told() for busy in sorted(workers, key=lambda busy: -busy.waiting))), "")
 
 
 class RewardWorker:
@@ -39,6 +63,10 @@ class RewardWorker:
         self._until_canaries = CANARIES_EVERY
         self._ungraded: Counter[str] = Counter()
         self._seconds = 0.0
+        self._waiting = 0
+        self._scoring: dict[object, tuple[int, float]] = {}  # calls of scorers: whose, and since when
+        self._late: Counter[int] = Counter()  # of them, those that ran into their limit
+        self._late_before: Counter[int] = Counter()  # calls of any reward, up to when nothing waited
 
     async def start(self, engines: Mapping[str, Any] | None = None) -> None:
         """Load the rewards, start processes and scorers, look at the canaries; `grade` does it too.
@@ -65,7 +93,29 @@ class RewardWorker:
         Raises:
             RewardError: a canary was graded wrong, so nothing that this worker says can be trusted.
         """
-        started = time.perf_counter()
+        started, number = time.perf_counter(), sum(len(group.trajectories) for group in groups)
+        if not self._waiting:
+            self._late_before = self._processes.late + self._late
+        self._waiting += number
+        try:
+            graded = await self._grade(groups, step)
+        finally:
+            self._waiting -= number
+        self._seconds += time.perf_counter() - started
+        return graded
+
+    async def busy(self) -> Busy:
+        """What it does at the moment, and what takes long."""
+        now, rules = asyncio.get_running_loop().time(), self._grader.rules
+        calls = [*self._processes.working.values(), *self._scoring.values()]
+        place, since = min(calls, key=lambda call: call[1], default=(-1, now))
+        late = self._processes.late + self._late - self._late_before if self._waiting else Counter[int]()
+        told = tuple((rules[i].name, number, limit_of(rules[i], self._timeout_s)) for i, number in late.items())
+        if place < 0:
+            return Busy(self._waiting, late=told)
+        return Busy(self._waiting, rules[place].name, now - since, limit_of(rules[place], self._timeout_s), told)
+
+    async def _grade(self, groups: Sequence[Group], step: int) -> list[Group]:
         await self.start()
         sheets = [_Sheet(group, self._grader.rules) for group in groups]
         gates = [place for place, rule in enumerate(self._grader.rules) if rule.gate is not None]
@@ -75,7 +125,6 @@ class RewardWorker:
         await self._ask_of_groups(sheets, step)
         graded = [sheet.total(step) for sheet in sheets]
         await self._count(groups, graded)
-        self._seconds += time.perf_counter() - started
         return graded
 
     async def stats(self) -> dict[str, float]:
@@ -126,6 +175,8 @@ class RewardWorker:
         rule, asked = self._grader.rules[place], sheet.open()
         if not asked:
             return
+        call = object()
+        self._scoring[call] = (place, asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(limit_of(rule, self._timeout_s)) as limit:
                 returned = await scorer.score(replace(sheet.group, trajectories=tuple(asked.values())))
@@ -135,11 +186,14 @@ class RewardWorker:
                 raise
             sheet.fail(asked, place, failure(rule, error))  # something that the scorer waited for was cancelled
         except TimeoutError as error:
+            self._late[place] += limit.expired()
             sheet.fail(asked, place, too_slow(rule, self._timeout_s) if limit.expired() else failure(rule, error))
         except Exception as error:
             sheet.fail(asked, place, failure(rule, error))
         else:
             sheet.note(asked, place, found)
+        finally:
+            del self._scoring[call]
 
     async def _ask_of_groups(self, sheets: Sequence[_Sheet], step: int) -> None:
         """Group rewards, one after the other: each sees the parts of those before it."""

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,10 +16,11 @@ from rapidfuzz.distance import Levenshtein
 
 from rlft.actors.engine import Engine
 from rlft.actors.judge_engine import complete
-from rlft.actors.store import write_groups
+from rlft.actors.store import Origin, write_groups
 from rlft.actors.weights.buckets import Bucket, unpack
 from rlft.actors.weights.receipt import Receipt, received_wrong, refuse
 from rlft.config import RunConfig, SamplingConfig
+from rlft.data import stored
 from rlft.envs.base import EnvFn
 from rlft.errors import DataError
 from rlft.learner.rows import Row, demonstration_row, pack_rows, to_rows
@@ -26,8 +28,23 @@ from rlft.rewards.learned.calls import Reply
 from rlft.rollout.grading import prefixes, with_verdicts
 from rlft.rollout.program import run_group
 from rlft.rollout.renderer import Renderer, load_renderer
-from rlft.types import Completion, Group, GroupRef, Message, Sampled, Source, Task, Trajectory, TrajectoryInfo, Turn, TurnInfo
+from rlft.types import (
+    EXAMPLE_CHARS,
+    Completion,
+    Example,
+    Group,
+    GroupRef,
+    Message,
+    Sampled,
+    Source,
+    Task,
+    Trajectory,
+    TrajectoryInfo,
+    Turn,
+    TurnInfo,
+)
 
+NUM_EXAMPLES = 3  # answers of a step that the driver can show
 Grade = Callable[[list[Group], int], Awaitable[list[Group]]]
 Played = TypeVar("Played")
 
@@ -57,6 +74,21 @@ class Collected:
 
     groups: tuple[GroupRef, ...]
     seconds: Mapping[str, float]  # rollout: until the last completion; reward: from there until graded; store
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass
+class Tally:
+    """How far a request is: trajectories that were graded, those of them without a verdict, and the first reasons."""
+
+    done: int = 0
+    failed: int = 0
+    causes: tuple[str, ...] = ()
+
+    def add(self, group: Group) -> None:
+        lost = [t for t in group.trajectories if t.status == "failed" or t.ungraded]
+        self.done, self.failed = self.done + len(group.trajectories), self.failed + len(lost)
+        self.causes = tuple(dict.fromkeys([*self.causes, *(t.error for t in lost)]))[:NUM_EXAMPLES]
 
 
 @dataclass(frozen=True)
@@ -100,18 +132,22 @@ class RolloutWorker:
         self.renderer = load_renderer(config.model, config.chat_template)
         self.engine = Engine(config.model, config.rollout, sorted(self.renderer.eos_ids), self.seed + index, transfer)
         self._graded, self._last_sampled = 0, 0.0
+        self._tallies = {"collect": Tally(), "evaluate": Tally()}  # of the last request of each kind
         self._writing: asyncio.Future[None] | None = None
+        self._num_parts, self._components = 0, frozenset[str]()
 
     async def warm_up(self) -> None:
         """Run the engine once at full width, so that no timed step pays for compilation."""
         sampling = SamplingConfig(max_tokens=2)
         prompt = [min(self.renderer.eos_ids)]
-        await asyncio.gather(*(self.engine.generate(prompt, sampling, seed) for seed in range(self.config.rollout.max_num_seqs)))
+        answers = (self.engine.generate(prompt, sampling, seed) for seed in range(self.config.rollout.max_num_seqs))
+        await asyncio.gather(asyncio.to_thread(import_module, "pyarrow.parquet"), *answers)  # what stores rollouts takes a second to load
         await self.engine.logprobs(prompt * 8)
 
     async def collect(self, tasks: Sequence[tuple[str, Task]], step: int, temperature: float) -> Collected:
         """Play and grade a group of trajectories for each (group id, task), sampled at `temperature`."""
         config = self.config.rollout.model_copy(update={"temperature": temperature})
+        tally = self._tallies["collect"] = Tally()
 
         async def play(group_id: str, task: Task) -> tuple[Group, GroupRef]:
             playing = [self._play(group_id, task, config, config.group_size, step)]
@@ -119,6 +155,7 @@ class RolloutWorker:
                 greedy = SamplingConfig(temperature=0.0, max_tokens=config.max_tokens, stop=config.stop)
                 playing.append(self._play(group_id, task, greedy, 1 + len(task.variants), step))
             group, *others = await asyncio.gather(*playing)
+            tally.add(group)
             baselines = [math.nan]
             for other in others:
                 group, baselines = with_baselines(group, other)
@@ -127,21 +164,35 @@ class RolloutWorker:
 
         kept, seconds = await self._timed(play, tasks)
         started = time.perf_counter()
-        every = self.config.tracking.rollouts_every
-        if every and step % every == 0:
-            await self._store([group for group, _ in kept], step)
-        return Collected(tuple(ref for _, ref in kept), {**seconds, "store": time.perf_counter() - started})
+        if self.config.tracking.stores(step):
+            await self._store([group for group, _ in kept], Origin(self.config.run_dir, self.config.model, "step", step, self.index))
+        seconds["store"] = time.perf_counter() - started
+        return Collected(tuple(ref for _, ref in kept), seconds, tuple(example(group) for group, _ in kept[:NUM_EXAMPLES]))
 
-    async def evaluate(self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int) -> list[Sampled]:
-        """Play and grade `samples` trajectories of each (seed label, task), without keeping their tokens."""
+    async def evaluate(
+        self, tasks: Sequence[tuple[str, Task]], sampling: SamplingConfig, samples: int, step: int, kind: str, version: int
+    ) -> list[Sampled]:
+        """Play and grade `samples` trajectories of each (seed label, task); the driver learns all but their tokens.
 
-        async def play(label: str, task: Task) -> Sampled:
+        They are stored as of `kind` ("eval", "greedy" or "first") and of step `version`.
+        """
+        tally = self._tallies["evaluate"] = Tally()
+
+        async def play(label: str, task: Task) -> tuple[Group, Sampled]:
             group = await self._play(label, task, sampling, samples, step)
+            tally.add(group)
             said = tuple(tuple(turn.action.get("content") or "" for turn in t.turns) for t in group.trajectories)
             shown = tuple(tuple(self.renderer.readable(turn.completion.token_ids) for turn in t.turns) for t in group.trajectories)
-            return Sampled(task, tuple(map(describe, group.trajectories)), said, shown)
+            return group, Sampled(task, tuple(map(describe, group.trajectories)), said, shown)
 
-        return (await self._timed(play, tasks))[0]
+        played = (await self._timed(play, tasks))[0]
+        if self.config.tracking.stores(0):
+            await self._store([group for group, _ in played], Origin(self.config.run_dir, self.config.model, kind, version, self.index))
+        return [sampled for _, sampled in played]
+
+    async def tally(self, kind: str) -> Tally:
+        """How far the last "collect" or "evaluate" is."""
+        return self._tallies[kind]
 
     async def complete(self, messages: Sequence[Message], temperature: float, max_tokens: int, seed: int) -> Reply:
         """An answer of the policy as it is now, for a judge. Raises RewardError."""
@@ -173,9 +224,13 @@ class RolloutWorker:
         return Published(await self.probe_logprobs(probe), verdict.num_whole, verdict.num_columns, len(verdict.unread))
 
     async def flush(self) -> None:
-        """Wait until the stored rollouts are on disk."""
+        """Wait until the parts that this worker stores are on disk."""
         if self._writing is not None:
             await self._writing
+
+    async def merge(self, name: str) -> None:
+        """Make one file of the parts that all workers have stored of a step, or of an evaluation."""
+        self._components = await asyncio.to_thread(stored.merge, self.folder, name, self._components)
 
     async def _timed(
         self, play: Callable[[str, Task], Awaitable[Played]], tasks: Sequence[tuple[str, Task]]
@@ -201,11 +256,14 @@ class RolloutWorker:
         self._graded += 1
         return self.graders[self._graded % len(self.graders)]
 
-    async def _store(self, groups: list[Group], step: int) -> None:
+    async def _store(self, groups: list[Group], origin: Origin) -> None:
+        """Write a part beside what goes on."""
         await self.flush()
-        first_group = groups[0].group_id.partition("/")[0]
-        path = self.folder / f"step-{step:06d}-group-{first_group}.parquet"
-        self._writing = asyncio.ensure_future(asyncio.to_thread(write_groups, path, groups, self.renderer, step))
+        self._num_parts += 1
+        name = stored.file_name(origin.kind, origin.step)
+        path = self.folder / stored.PARTS / name / f"{self.index:04d}-{self._num_parts:06d}.parquet"
+        seed_of = self._trajectory_seed if self.config.rollout.seeded else lambda group_id, index: None
+        self._writing = asyncio.ensure_future(asyncio.to_thread(write_groups, path, groups, self.renderer, origin, seed_of))
 
     def _ref(self, group: Group, rows: Sequence[Row]) -> GroupRef:
         return GroupRef(
@@ -248,6 +306,13 @@ def group_rows(group: Group, baselines: Sequence[float], demonstrator: Renderer 
         raise DataError(f"task {task.id} has no answer to demonstrate; name its field in data.answer")
     prompt, target = demonstrator.demonstrate(str(task.answer), task.messages)
     return [*rows, demonstration_row(prompt, target, group.group_id, len(group.trajectories))]
+
+
+def example(group: Group) -> Example:
+    """The group's first trajectory for a person to look at."""
+    first = group.trajectories[0]
+    asked = first.task.messages[-1].get("content") if first.task.messages else ""
+    return Example(str(asked)[-EXAMPLE_CHARS:], first.text[-EXAMPLE_CHARS:], first.status == "truncated", first.outcome, dict(first.parts))
 
 
 def describe(trajectory: Trajectory) -> TrajectoryInfo:

@@ -49,6 +49,12 @@ BUILTIN: dict[str, str] = {
     **{name: f"rlft.rewards.{module}:{name}" for module, names in _SHIPPED.items() for name in names},
     **{name: f"rlft.rewards.{path}" for name, path in _SCORERS.items()},
 }
+# Functions of other libraries, by parameters that no reward of ours has: the library, its adapter, the parameters.
+BROUGHT = (
+    ("TRL", "trl_reward", ("completions",)),
+    ("verl", "verl_reward", ("solution_str", "ground_truth")),
+    ("OpenRLHF", "openrlhf_reward", ("queries", "prompts")),
+)
 TAKEN = ("mean", "std")  # what metrics call the statistics of all rewards together
 RULE_KEYS = ("weight", "gate", "normalize", "clip", "on_error", "optional", "timeout_s", "memory_mb")
 
@@ -143,6 +149,8 @@ def _settle(fn: Any, where: str) -> tuple[Any, Kind]:
         except TypeError as error:
             raise ConfigError(f"{where}: {error}") from None
     signature = inspect.signature(fn)
+    if adapter := _brought(signature.parameters):
+        raise ConfigError(f"{where}: {_name(made)!r} is called as a reward of {adapter[0]}; {adapter[1]}")
     of_group = next(iter(signature.parameters), "") == "group"
     try:
         signature.bind(*([None] if of_group else [None, None]))
@@ -150,6 +158,14 @@ def _settle(fn: Any, where: str) -> tuple[Any, Kind]:
         expected = "(group, *, options)" if of_group else "(task, trajectory, *, options)"
         raise ConfigError(f"{where}: {error}; a reward is called as {expected}") from None
     return fn, "group" if of_group else "each"
+
+
+def _brought(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The library whose rewards have such parameters, and what to write for one; None: a reward of ours."""
+    for library, adapter, names in BROUGHT:
+        if all(name in parameters for name in names):
+            return library, f"write [reward] name = {{ fn = {adapter!r}, function = 'module:function' }} (docs/rewards-from-elsewhere.md)"
+    return None
 
 
 def _rule(name: str, kind: Kind, given: Mapping[str, Any], where: str) -> Rule:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from rlft.errors import RewardError, TaskError
+from rlft.errors import RewardError, TaskError, explain
 from rlft.types import Group, Task, Trajectory
 
 Verdict = tuple[float, str] | None  # raw value and feedback; None: the reward does not apply
 Kind = Literal["each", "group", "scorer"]  # grades a trajectory, a whole group, or lives in the reward worker
 Cause = Literal["raised", "ungradable", "task", "invalid", "timeout", "crashed", "oom"]
+ON = "; on"  # after it, a failure's text says on which task and answer
 MAX_ERROR = 2000  # characters of a user's exception that are kept
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -175,18 +175,20 @@ def verdicts(rule: Rule, returned: Any, count: int) -> list[Verdict | Failure]:
     return [_verdict(rule, value, f" for trajectory {i} of its group") for i, value in enumerate(returned)]
 
 
-def failure(rule: Rule, error: BaseException) -> Failure:
-    """Why a reward gave no verdict."""
+def failure(rule: Rule, error: BaseException, subject: Trajectory | Group | None = None) -> Failure:
+    """Why a reward gave no verdict; of an exception also where it arose, and on which task and answer."""
     if isinstance(error, RewardError):
         cause = "task" if isinstance(error, TaskError) else "invalid" if isinstance(error, InvalidReturn) else "ungradable"
         text = str(error)[:MAX_ERROR]
         return Failure(cause, text if text.startswith("reward ") else f"reward {rule.name!r}: {text.removeprefix(f'{rule.name}: ')}")
-    return Failure("oom" if isinstance(error, MemoryError) else "raised", f"reward {rule.name!r} raised {explain(error)}")
+    text = f"reward {rule.name!r} raised {explain(error)[:MAX_ERROR]}{_on(subject)}"
+    return Failure("oom" if isinstance(error, MemoryError) else "raised", text)
 
 
-def explain(error: BaseException) -> str:
-    """The last line of an exception's traceback."""
-    return traceback.format_exception_only(error)[-1].strip()[:MAX_ERROR]
+def _on(subject: Trajectory | Group | None) -> str:
+    if isinstance(subject, Group):
+        return f"{ON} the group of task {subject.trajectories[0].task.id!r}" if subject.trajectories else ""
+    return f"{ON} task {subject.task.id!r}, answer {_short(subject.text)}" if subject else ""
 
 
 def _verdict(rule: Rule, returned: Any, where: str) -> Verdict | Failure:

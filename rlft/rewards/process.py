@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
@@ -108,6 +109,8 @@ class GradingProcesses:
         self._free: asyncio.Queue[_Child | None] = asyncio.Queue()  # None: a place whose process could not be made
         self._background: set[asyncio.Task[Any]] = set()
         self.num_killed = 0
+        self.late: Counter[int] = Counter()  # calls that ran into their limit, by reward
+        self.working: dict[int, tuple[int, float]] = {}  # by process: the reward it works on, and since when
 
     async def start(self) -> None:
         """Load the grader and start all processes, unless that is done.
@@ -162,6 +165,7 @@ class GradingProcesses:
             try:
                 await self._converse(child, piece, talk)
             finally:
+                self.working.pop(child.pid, None)
                 if talk.finished and talk.reusable:
                     self._free.put_nowait(child)
                 else:
@@ -177,6 +181,7 @@ class GradingProcesses:
             for call in left:
                 piece.report.fail(call, Failure("crashed", f"a grading process {why}"), self._grader.rules[call[1]])
         else:
+            self.late[talk.at[1]] += talk.late
             rule = self._grader.rules[talk.at[1]]
             slow = too_slow(rule, self._limit_s)
             died = Failure("crashed", f"reward {rule.name!r}: grading process died ({ended})")
@@ -199,12 +204,14 @@ class GradingProcesses:
                 match json.loads(line):
                     case ["at", int(item), int(term)]:
                         talk.at = (item, term)
+                        self.working[child.pid] = (term, loop.time())
                         if not talk.gathering:
                             deadline = loop.time() + limit_of(self._grader.rules[term], self._limit_s)
                     case ["verdicts", int(item), int(term), list(found)]:
                         if (item, term) not in report.failures:
                             report.verdicts[item, term] = [_understood(one) for one in found]
                     case ["failed", int(item), int(term), str(cause), str(why)]:
+                        self.late[term] += cause == "timeout"
                         report.fail((item, term), Failure(_cause(cause), why), self._grader.rules[term])
                     case ["gather", int(limit_s) | float(limit_s)]:
                         talk.gathering = True

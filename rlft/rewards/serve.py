@@ -27,7 +27,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlft.rewards.grader import Failure, Rule, Term, Verdict, explain, failure, verdicts
+from rlft.errors import explain
+from rlft.rewards.grader import Failure, Rule, Term, Verdict, failure, verdicts
 from rlft.types import Group, Trajectory
 
 Call = tuple[int, int]  # item of the request, term of the grader
@@ -86,7 +87,7 @@ def answer(
                     else:
                         say("verdicts", item, index, _spoken(verdicts(term.rule, returned, _count(items[item]))), now=False)
             except BaseException as error:  # sys.exit() included: a reward may end a verdict, not the process
-                why = failure(term.rule, error)
+                why = failure(term.rule, error, items[item])
                 say("failed", item, index, why.cause, why.text, now=False)
                 if why.stops(term.rule):
                     off.add(item)
@@ -152,7 +153,7 @@ def _gather(
             returned = await _announced(_as_coroutine(awaitable), lambda: say("at", *call))
             say("verdicts", *call, _spoken(verdicts(rule, returned, _count(items[call[0]]))))
         except BaseException as error:
-            why = failure(rule, error)
+            why = failure(rule, error, items[call[0]])
             say("failed", *call, why.cause, why.text)
 
     async def until_late() -> bool:

@@ -18,6 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from rlft.errors import explain
 from rlft.rewards.grader import MAX_ERROR, Rule, Term
 from rlft.rewards.serve import serve
 
@@ -35,8 +36,7 @@ def main(control_fd: int, parent: int) -> None:
         rules, functions = pickle.loads(sys.stdin.buffer.read())
         grader = [Term(rule, fn) for rule, fn in zip(rules, pickle.loads(functions), strict=True)]
     except BaseException as error:
-        traceback.print_exc()
-        control.send(json.dumps({"error": traceback.format_exception_only(error)[-1].strip()[:MAX_ERROR]}).encode())
+        control.send(json.dumps({"error": explain(error)[:MAX_ERROR]}).encode())
         return
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     gc.freeze()  # collections in the children do not touch, and so copy, what they share

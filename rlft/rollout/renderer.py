@@ -195,6 +195,12 @@ def _squashed(text: str) -> str:
     return "".join(text.split())
 
 
+def check_template_file(chat_template: str) -> None:
+    """Refuse a file that is not there; "" names none. Raises ConfigError."""
+    if chat_template and not Path(chat_template).is_file():
+        raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
+
+
 def load_renderer(model: str, chat_template: str = "") -> Renderer:
     """Tokenizer, EOS ids and chat template of a model folder or Hub name. No code that a model brings is run.
 
@@ -204,8 +210,7 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
     Raises:
         ConfigError: no such model, no tokenizer, one that needs code of its own, or no template file.
     """
-    if chat_template and not Path(chat_template).is_file():
-        raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
+    check_template_file(chat_template)
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     from transformers.utils import cached_file
 

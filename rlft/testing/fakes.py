@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,16 +19,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rlft.actors.rollout_worker import describe
-from rlft.actors.rollouts import StepGroups
+from rlft.actors.rollout_worker import NUM_EXAMPLES, Tally, describe, example
+from rlft.actors.rollouts import Look, StepGroups
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.masking import loss_weights, weighted_sum
 from rlft.config import SamplingConfig
 from rlft.envs.base import EnvFn, ToolSpec
 from rlft.learner.batching import collate, micro_batches
 from rlft.learner.rows import to_rows
+from rlft.report.screen import Phase
 from rlft.rollout.program import run_group
-from rlft.types import Batch, Completion, Group, GroupRef, Message, Sampled, Setting, Task
+from rlft.types import Batch, Completion, Example, Group, GroupRef, Message, Sampled, Setting, Task
 
 Grade = Callable[[list[Group]], Awaitable[list[Group]]]
 VOCABULARY = 128
@@ -104,10 +106,16 @@ class FakeRollouts:
         """Graded groups of one step, their rows in place of references."""
         groups = await asyncio.gather(*(self._play(next(tasks), temperature) for _ in range(self.tasks_per_step)))
         self.num_drawn += len(groups)
-        return StepGroups(tuple(map(_ref, groups)), {"rollout": 0.0}, (), temperature, self.num_drawn)
+        examples = tuple(map(example, groups[:NUM_EXAMPLES]))
+        return StepGroups(tuple(map(_ref, groups)), {"rollout": 0.0}, (), temperature, self.num_drawn, examples)
 
-    async def warm_up(self) -> None:
+    def starting(self) -> dict[str, Awaitable[Any]]:
         """There is nothing to start."""
+        return {}
+
+    async def look(self, kind: str) -> Look:
+        """It does not say how far it is."""
+        return Look(Tally())
 
     async def close(self) -> None:
         """There is nothing in flight."""
@@ -130,6 +138,21 @@ class FakeRollouts:
         renderer: Any = CharRenderer()
         group = await run_group(task, f"{next(self._numbers)}/{task.id}", self.make_env, policies, renderer, self.max_turns)
         return (await self.grade([group]))[0]
+
+
+class FakeTracker:
+    """Keeps the metrics of a run, and shows nothing."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, step: int, metrics: Mapping[str, Any], examples: Sequence[Example] = ()) -> None:
+        """Keep one step's."""
+        self.rows.append({"step": step, **metrics})
+
+    def phase(self, name: str, tell: bool = True) -> AbstractContextManager[Phase]:
+        """Nobody is told."""
+        return nullcontext(Phase(name, 0.0))
 
 
 class FakeLearner:

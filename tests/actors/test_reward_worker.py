@@ -16,8 +16,8 @@ import cloudpickle
 import psutil
 import pytest
 
-from rlft.actors.reward import RewardWorker
-from rlft.errors import RewardError
+from rlft.actors.reward import LONG_S, Busy, RewardWorker, held_up
+from rlft.errors import RewardError, shown_path
 from rlft.types import Completion, Group, Task, Trajectory, Turn
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # grading processes need not import this file
@@ -228,6 +228,18 @@ def test_a_reward_that_fails_or_dies_fails_its_trajectory_only(text, message):
     assert all(t.error.startswith(message) for t in graded if t.status == "failed")
 
 
+def test_an_exception_is_told_with_its_file_and_line_and_the_task_and_answer_on_which_it_arose():
+    def rank(group):
+        return [1 / 0 for _ in group.trajectories]
+
+    place = rf"\({re.escape(shown_path(__file__))}, line \d+\)"
+    (one,) = grade(misbehave, "raise")
+    assert re.fullmatch(rf"reward 'misbehave' raised ValueError: no such shape {place}; on task 't', answer 'raise'", one.error)
+    ((graded,), _) = run({rank: 1.0}, group("a", "b"))
+    said = rf"reward 'rank' raised ZeroDivisionError: division by zero {place}; on the group of task 't'"
+    assert all(re.fullmatch(said, t.error) for t in graded.trajectories)
+
+
 def test_a_task_that_cannot_be_graded_says_why():
     nothing = replace(trajectory("x"), task=Task("t9", (), None))
     ((graded,), _) = run({"exact_match": 1.0}, Group("g", (nothing,)))
@@ -251,13 +263,15 @@ def test_an_async_reward_that_raises_fails_its_trajectory_only():
 
     graded = grade(judge, "right", "raise", "sys.exit", "segfault", "right")
     assert [t.reward for t in graded] == [1.0, 0.0, 0.0, 0.0, 1.0]
-    assert [t.error.partition(" ")[2] for t in graded] == [
+    place = rf"\({re.escape(shown_path(__file__))}, line \d+\); on task 't', answer"
+    said = (
         "",
-        "'judge' raised ValueError: no such shape",
-        "'judge' raised SystemExit: 0",
-        "'judge': grading process died (signal 11)",
+        rf"reward 'judge' raised ValueError: no such shape {place} 'raise'",
+        rf"reward 'judge' raised SystemExit: 0 {place} 'sys.exit'",
+        r"reward 'judge': grading process died \(signal 11\)",
         "",
-    ]
+    )
+    assert all(re.fullmatch(text, t.error) for text, t in zip(said, graded, strict=True)), [t.error for t in graded]
 
 
 def test_a_task_that_the_processes_cannot_unpickle_fails():
@@ -492,3 +506,28 @@ def test_no_grading_process_outlives_a_killed_owner(tmp_path):
         owner.kill()
     assert len(pids) == 3
     assert all(map(ended, pids)), "grading processes outlived their owner"
+
+
+def test_a_reward_that_hangs_is_told_while_others_wait():
+    async def main():
+        worker = RewardWorker(misbehave, 1, 0.5)
+        try:
+            idle = await worker.busy()
+            waiting = asyncio.create_task(worker.grade([group(*["spin"] * 4)]))
+            deadline = time.monotonic() + PATIENT_S
+            while not (busy := await worker.busy()).late and not waiting.done() and time.monotonic() < deadline:
+                await asyncio.sleep(0)
+            await waiting
+            return idle, busy, await worker.busy()
+        finally:
+            await worker.close()
+
+    idle, busy, after = asyncio.run(main())
+    assert idle == after == Busy(0) and idle.told() == ""
+    assert busy.waiting == 4 and busy.told().startswith("reward 'misbehave': stopped at its limit of 0.5 s 1 times")
+
+
+def test_a_call_is_told_when_it_takes_long_by_its_limit():
+    assert Busy(3, "slow", LONG_S + 1, 10.0).told() == "reward 'slow' in one call for 6 s of at most 10 s, 3 answers wait"
+    assert Busy(3, "slow", LONG_S - 1, 2.0).told() == "" and Busy(3, "slow", 20.0, 60.0).told() == ""
+    assert "31 s" in held_up([Busy(1, "other", 40.0, 60.0), Busy(9, "slow", 31.0, 60.0), Busy(99)])

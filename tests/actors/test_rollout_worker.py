@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from rlft.actors.rollout_worker import describe, describe_turns, group_rows, with_baselines
+from rlft.actors.store import Origin, write_groups
+from rlft.data.stored import PARTS, merge, read
 from rlft.errors import DataError
 from rlft.recipes.starter import make_tokenizer
 from rlft.rollout.renderer import Renderer
@@ -85,3 +87,34 @@ def test_a_group_without_a_verdict_has_no_rows_and_a_demonstration_needs_an_answ
     unanswered = replace(GROUP, trajectories=tuple(replace(t, task=replace(TASK, answer=None)) for t in GROUP.trajectories))
     with pytest.raises(DataError, match="task t has no answer to demonstrate"):
         group_rows(unanswered, [math.nan], renderer)
+
+
+def stored_records(tmp_path, *groups, seed_of=lambda group_id, index: index + 5):
+    tokenizer = make_tokenizer()
+    renderer = Renderer(tokenizer, [tokenizer.eos_token_id])
+    write_groups(tmp_path / PARTS / "eval-000003" / "0.parquet", groups, renderer, Origin("runs/a", "m", "eval", 3, 1), seed_of)
+    merge(tmp_path, "eval-000003")
+    return read(tmp_path / "eval-000003.parquet")
+
+
+def test_a_stored_trajectory_tells_what_was_said_what_it_earned_and_where_it_came_from(tmp_path):
+    asked, told = {"role": "user", "content": "6*7="}, {"role": "user", "content": "no", "name": "referee"}
+    first = replace(turn("41", reward=0.25, parts={"env": 0.25}, version=2), observed=(asked,))
+    second = replace(turn("42", finish="length"), observed=(told,), prompt_ids=[1, *b"41", 9], sources=[0, 1, 1, 2, 1, 1])
+    told_task = replace(TASK, meta={"level": 3, "when": object})
+    graded = Trajectory(told_task, 1, (first, second), "truncated", "7/t", 0.5, {"exact": 0.5}, "close", ungraded={"judge": "timeout"})
+    (one,) = stored_records(tmp_path, Group("7/t", (graded,)))
+    said = [(m["role"], m["content"]) for m in one["messages"]]
+    assert said == [("user", "6*7="), ("assistant", "41"), ("user", "no"), ("assistant", "42")]
+    assert one["messages"][2]["other"] == '{"name": "referee"}' and one["messages"][0]["other"] is None
+    assert one["components"] == {"exact": 0.5} and one["turn_components"] == [{"env": 0.25}, {}] and one["outcome"] == 0.75
+    assert (one["run"], one["model"], one["kind"], one["step"], one["worker"], one["policy_version"]) == ("runs/a", "m", "eval", 3, 1, 2)
+    assert (one["seed"], one["status"], one["ungraded"], one["feedback"]) == (6, "truncated", ["judge: timeout"], "close")
+    assert '"level": 3' in one["task_meta"] and one["answer"] == "42"
+
+
+def test_an_episode_that_never_began_is_stored_with_its_task_and_why(tmp_path):
+    lost = Trajectory(replace(TASK, answer=None), 0, (), "failed", "7/t", error="no room")
+    (one,) = stored_records(tmp_path, Group("7/t", (lost,)), seed_of=lambda group_id, index: None)
+    assert [m["content"] for m in one["messages"]] == ["6*7="] and (one["status"], one["error"]) == ("failed", "no room")
+    assert one["answer"] is None and one["seed"] is None

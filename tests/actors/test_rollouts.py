@@ -12,6 +12,7 @@ from rlft.algorithms.grpo import grpo
 from rlft.config import validate
 from rlft.errors import ConfigError, PublishError, RewardError, StallError
 from rlft.loop import Plan, Progress, train
+from rlft.testing.fakes import FakeTracker
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
 PROBE = Probe([[1, 2, 3]], "float32")
@@ -25,8 +26,19 @@ class Worker:
     """Answers the calls that Rollouts makes of an actor; `earn(n)` gives the trajectories of the n-th group."""
 
     def __init__(self, earn):
+        self.full = ()  # names of files that there is no room for
         self.earn, self.asked, self.temperatures, self.steps = earn, [], [], []
         self.collect = SimpleNamespace(remote=self._collect)
+        self.calls = []  # of storing
+        self.flush, self.merge = SimpleNamespace(remote=self._flush), SimpleNamespace(remote=self._merge)
+
+    async def _flush(self):
+        self.calls.append("flush")
+
+    async def _merge(self, name):
+        if name in self.full:
+            raise OSError("no space left on device")
+        self.calls.append(name)
 
     async def _collect(self, tasks, step, temperature):
         self.asked.append(len(tasks))
@@ -49,9 +61,10 @@ class StillLearner:
         return [[-1.0, -2.0]], [Published([[-1.0, -2.0]], 2, 3, 1)]
 
 
-def make(earn, start=None, **rollout):
+def make(earn, start=None, tracking=None, **rollout):
     worker = Worker(earn)
-    table = {"model": "m", "tasks_per_step": 4, "rollout": {"drop_no_signal": True, "max_refills": 2, **rollout}}
+    sampling = {"drop_no_signal": True, "max_refills": 2, **rollout}
+    table = {"model": "m", "tasks_per_step": 4, "rollout": sampling, "tracking": tracking or {}}
     return worker, Rollouts([worker], validate(table), PROBE, **(start or {}))
 
 
@@ -98,21 +111,13 @@ def test_rollouts_run_ahead_by_the_allowed_steps_and_not_past_the_last():
     assert [group.group_id for group in collected[1].groups] == ["104", "105", "106", "107"]
 
 
-class Recorder:
-    def __init__(self):
-        self.rows = []
-
-    def log(self, step, metrics):
-        self.rows.append(metrics)
-
-
 async def go_on(now, metrics):
     return False
 
 
 def run(earn, max_failed=0.0):
     _, rollouts = make(earn)
-    learner, recorder = StillLearner(), Recorder()
+    learner, recorder = StillLearner(), FakeTracker()
     asyncio.run(train(tasks(), rollouts, learner, grpo(), recorder, Plan(1, max_failed), Progress(), go_on))
     return learner.trained, recorder.rows[0]
 
@@ -157,6 +162,26 @@ def test_a_publish_to_one_engine_that_computes_something_else_is_refused_by_its_
         asyncio.run(rollouts.load_weights(MovingLearner(([-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.1])), 3))
 
 
+def test_closing_waits_for_what_is_stored_and_not_for_workers_that_were_never_asked():
+    async def never():
+        await asyncio.Event().wait()
+
+    def closed(asked):
+        worker, rollouts = make(even_differ)
+        worker.flush = SimpleNamespace(remote=never)
+
+        async def run():
+            if asked:
+                await rollouts.collect(tasks(), 1.0)
+            await rollouts.close(0.01)
+
+        asyncio.run(run())
+
+    closed(asked=False)
+    with pytest.raises(StallError, match=r"rollout workers \(storing\)"):
+        closed(asked=True)
+
+
 def test_a_wait_past_its_deadline_says_who_was_waited_for():
     async def never():
         await asyncio.Event().wait()
@@ -183,3 +208,43 @@ def test_what_an_actor_raises_arrives_as_it_was_raised():
         asyncio.run(within([fails(died)], 5, "learner"))
     with pytest.raises(StallError, match="learner: the actor died"):
         asyncio.run(within([fails(RayActorError(error_msg="node lost"))], 5, "learner"))
+
+
+def test_what_workers_stored_of_a_step_becomes_one_file_when_all_of_it_is_written():
+    worker, rollouts = make(even_differ)
+
+    async def two_steps():
+        stream = tasks()
+        for _ in range(2):
+            await rollouts.collect(stream, 1.0)
+        await rollouts.close()
+
+    asyncio.run(two_steps())
+    assert [call for call in worker.calls if call != "flush"] == ["step-000001", "step-000002"]
+    assert worker.calls[0] == "flush"  # of every worker, before one of them reads what is there
+
+
+def test_nothing_is_merged_where_nothing_is_stored():
+    worker, rollouts = make(even_differ, tracking={"rollouts_every": 0})
+
+    async def one_step():
+        await rollouts.collect(tasks(), 1.0)
+        await rollouts.close()
+
+    asyncio.run(one_step())
+    assert worker.calls == ["flush"]
+
+
+def test_a_full_disk_stops_the_run_at_the_next_step():
+    worker, rollouts = make(even_differ)
+    worker.full = ("step-000001",)
+
+    async def on_and_on():
+        stream = tasks()
+        for _ in range(3):
+            await rollouts.collect(stream, 1.0)
+            await asyncio.sleep(0)
+
+    with pytest.raises(OSError, match="no space left"):
+        asyncio.run(on_and_on())
+    assert len(worker.steps) < 9

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlft.chat.chat import ASSISTANT, Chat, Rendered
-from rlft.config import check_model
 from rlft.errors import ConfigError, RewardError
+from rlft.hub import check_folder
 from rlft.types import Message
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -34,7 +34,7 @@ class Source:
     max_length: int = 0  # tokens; 0: the model's own limit
 
     def __post_init__(self) -> None:
-        check_model(self.model)
+        check_folder(self.model)
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype {self.dtype!r}: expected 'auto', 'float32' or 'bfloat16'")
         if self.max_length < 0:
