@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from rlft.config import EvalConfig
 from rlft.errors import ConfigError, RewardError
@@ -20,6 +21,33 @@ class Evaluation:
 
     summary: dict[str, float]
     sampled: Sequence[Sampled]
+    greedy: Sequence[Sampled] = ()
+
+
+def task_results(step: int, evaluation: Evaluation, config: EvalConfig) -> list[dict[str, Any]]:
+    """What each task earned: by sample, their mean, its pass@k, and what the greedy answer earned; null where nothing was graded."""
+    values, greedy = values_of(evaluation.sampled, config.metric), values_of(evaluation.greedy, config.metric)
+    return [_task_result(step, sampled, values[sampled.task.id], greedy.get(sampled.task.id), config) for sampled in evaluation.sampled]
+
+
+def _task_result(
+    step: int, sampled: Sampled, values: Sequence[float | None], greedy: Sequence[float | None] | None, config: EvalConfig
+) -> dict[str, Any]:
+    known = [value if value is not None and math.isfinite(value) else None for value in values]
+    graded = [value for value in known if value is not None]
+    passed = sum(value >= config.threshold for value in graded)
+    rates = {f"pass@{k}": pass_at_k(len(graded), passed, k) if len(graded) >= k else None for k in config.pass_k}
+    return {
+        "step": step,
+        "task_id": sampled.task.id,
+        "mean": fmean(graded) if graded else None,
+        **rates,
+        **({} if greedy is None else {"greedy": greedy[0]}),
+        "values": known,
+        "failed": len(known) - len(graded),
+        "truncated": sum(t.status == "truncated" for t in sampled.trajectories),
+        "errors": list(dict.fromkeys(t.error for t in sampled.trajectories if t.error)),
+    }
 
 
 def attempts(area: str, sampled: Sequence[Sampled], config: EvalConfig) -> dict[str, float]:

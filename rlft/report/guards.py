@@ -1,8 +1,9 @@
 """What watches a run for rewards that go wrong without an error: pure judgements over its metrics.
 
-Four alarms: "ungraded" (too many trajectories without a verdict), "length" (answers that grow or shrink
+Five alarms: "ungraded" (too many trajectories without a verdict), "length" (answers that grow or shrink
 far from where they began), "drift" (a reward part that rises while the held-out score falls: the reward
-is being gamed), "mismatch" (engine and learner no longer mean the same policy).
+is being gamed), "mismatch" (engine and learner no longer mean the same policy), "no_signal" (nothing that
+could be learned from, several steps in a row).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from rlft.config import GuardsConfig
 WINDOW = 10  # steps whose mean length is compared with that of the first ones
 REWARD = "reward/"
 STATISTICS = {"reward/std"}
+NO_SIGNAL = "no_signal"
 
 
 @dataclass(frozen=True)
 class Alarm:
     """One thing that looks wrong."""
 
-    name: str  # "ungraded", "length", "drift" or "mismatch"
+    name: str  # "ungraded", "length", "drift", "mismatch" or "no_signal"
     step: int
     text: str
     key: str = ""  # which part, where the alarm has several
@@ -38,6 +40,7 @@ class Guards:
         self._sounding: set[tuple[str, str]] = set()
         self._first_lengths: list[float] = []
         self._lengths: deque[float] = deque(maxlen=WINDOW)
+        self._flat: list[Mapping[str, Any]] = []  # the last steps, as far as none had signal
         self._since: dict[str, list[float]] = defaultdict(list)  # part -> its means since the last evaluation
         self._best: tuple[float, float, dict[str, list[float]]] | None = None  # held-out mean, its reach, parts up to it
 
@@ -46,8 +49,8 @@ class Guards:
         for name, value in metrics.items():
             if name.startswith(REWARD) and name not in STATISTICS:
                 self._since[name].append(value)
-        found = [self._ungraded(step, metrics), self._length(step, metrics), self._mismatch(step, metrics)]
-        return self._news(found, ("ungraded", "length", "mismatch"))
+        found = [self._ungraded(step, metrics), self._length(step, metrics), self._mismatch(step, metrics), self._no_signal(step, metrics)]
+        return self._news(found, ("ungraded", "length", "mismatch", NO_SIGNAL))
 
     def evaluation(self, step: int, summary: Mapping[str, Any]) -> list[Alarm]:
         """Alarms of an evaluation: the parts since the last one against the held-out score."""
@@ -91,6 +94,16 @@ class Guards:
             return None
         return Alarm("mismatch", step, f"learner and engine give sampled tokens probabilities that differ by {gap:.3g} (limit {limit:g})")
 
+    def _no_signal(self, step: int, metrics: Mapping[str, Any]) -> Alarm | None:
+        if "rollout/no_signal" not in metrics:
+            return None
+        limit = self._config.no_signal
+        self._flat = [*self._flat, metrics][-max(1, limit) :] if teaches_nothing(metrics) else []
+        if not limit or len(self._flat) < limit:
+            return None
+        causes = likely_causes(self._flat)
+        return Alarm(NO_SIGNAL, step, f"nothing to learn from for {len(self._flat)} steps: {causes[0]}. Likely: {'; or '.join(causes[1:])}")
+
     def _news(self, found: Sequence[Alarm | None], judged: tuple[str, ...]) -> list[Alarm]:
         """Alarms that were not sounding already; those of a judged kind that are over may sound again."""
         alarms = [alarm for alarm in found if alarm]
@@ -98,6 +111,35 @@ class Guards:
         fresh = [alarm for alarm in alarms if (alarm.name, alarm.key) not in self._sounding]
         self._sounding = {pair for pair in self._sounding if pair[0] not in judged} | now
         return fresh
+
+
+def teaches_nothing(metrics: Mapping[str, Any]) -> bool:
+    """Whether a step had no differences that its algorithm learns from, or all of its answers earned the same."""
+    trained_on_nothing = not any(name.startswith(("loss/", "learner/")) for name in metrics) and metrics["rollout/no_signal"] == 1
+    return bool(trained_on_nothing or metrics.get("learner/no_signal") or metrics.get("reward/std") == 0)
+
+
+def likely_causes(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What steps without signal have in common, then what it may come from, the likeliest first."""
+    earned = {step.get("reward/mean") for step in steps}
+    components = [name for name in steps[-1] if name.startswith(REWARD) and name not in STATISTICS | {"reward/mean"}]
+    cut = all(step.get("rollout/truncated") == 1 for step in steps)
+    turns = max(step.get("rollout/turns", 1) for step in steps)
+    why = ["every answer was cut by a limit of tokens, context or turns: raise rollout.max_tokens"] if cut else []
+    if any(step.get("reward/std") for step in steps):
+        alike = "the answers to a task are all alike: raise rollout.temperature or rollout.group_size"
+        tasks = "tasks are far too easy or too hard for this model: mix them (data.curriculum), or start from a better one"
+        return ["the answers to each task earned the same as each other", *why, alike, tasks]
+    if earned == {0} and not components:
+        where = "the environment gave none of its turns a reward" if turns > 1 else "no reward was given"
+        return [f"{where}, and there is no component of [reward]", *why, "return Step(reward=...) in the environment, or name a [reward]"]
+    if len(earned) > 1:
+        return ["all answers of a step earned the same", *why, "the reward looks at something else than the answer"]
+    if earned == {0}:
+        form = "the reward reads answers of another form than the model gives (look below, and run `rlft check`)"
+        return ["every answer earned 0", *why, form, "the tasks are too hard for this model: warm it up (`rlft sft`), or take easier ones"]
+    always = "the reward pays whatever is said (run `rlft check`)"
+    return [f"every answer earned {earned.pop():g}", *why, always, "that is its maximum, and all is learned: take harder tasks"]
 
 
 def _rose(before: list[float], after: list[float]) -> bool:

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import shutil
+import socket
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from rlft.config import GuardsConfig, RunConfig
 from rlft.data.disk import write_text
 from rlft.data.sources import BadRow, describe
 from rlft.errors import ConfigError, RewardError
-from rlft.report.guards import Alarm, Guards
+from rlft.report.callbacks import Callback, check, samples_of, tell
+from rlft.report.guards import NO_SIGNAL, Alarm, Guards
+from rlft.report.lines import StepLine, evaluation_text, step_parts
 from rlft.report.metrics import STEP
+from rlft.report.screen import Phase, Screen
+from rlft.report.tensorboard import TensorBoard
 from rlft.report.wandb import WandbFeed
+from rlft.types import Example, Sampled
 
+REFRESH_S, REFRESH_SHARE = 30.0, 0.02  # plots and summary of a run that goes on: how often, and for how much of its time at most
 PRINTED_STEPS = 50  # lines of a long run where there is no terminal for a live one
 MARKER = "# The resolved run file of an rlft run.\n"
+STARTER = "# Started by process {} on {}.\n"
 
 
 @dataclass(frozen=True)
@@ -38,24 +48,52 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, overwrite: bool = False) -> RunFolder:
-        """Make the folder and write the resolved run file as `config.toml`.
+        """Make the folder and write the resolved run file as `config.toml`. What a failed start left is used again.
 
         Raises:
-            ConfigError: it exists and is not empty; with `overwrite`, it is not the folder of an
-                rlft run, and such a folder is never removed.
+            ConfigError: as `check_free`.
         """
         folder = cls(Path(path))
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            if not overwrite:
-                what = f"run_dir {str(path)!r} exists and is not empty"
-                raise ConfigError(f"{what}; choose another run_dir, or allow overwriting (--overwrite, overwrite=True)")
-            if folder.path.is_symlink() or not _is_run(folder.config):
-                raise ConfigError(f"run_dir {str(path)!r} holds no rlft run and is never overwritten; choose another, or empty it yourself")
-            shutil.rmtree(folder.path)
+        folder.check_free(overwrite)
+        if folder.config.exists():
+            shutil.rmtree(folder.path) if overwrite else folder._clear()
         for part in (folder.path, folder.rollouts, folder.checkpoints, folder.plots):
             part.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(MARKER + config.to_toml(), encoding="utf-8")
+        folder.config.write_text(MARKER + STARTER.format(os.getpid(), socket.gethostname()) + config.to_toml(), encoding="utf-8")
         return folder
+
+    def check_free(self, overwrite: bool = False) -> None:
+        """Refuse a folder that a new run cannot have; one is free where no step was recorded and no checkpoint saved.
+
+        Raises:
+            ConfigError: it holds other things than a run, which are never removed; or, without `overwrite`, results, or a run
+                that another process is just starting.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        here = f"run_dir {str(self.path)!r}"
+        if not _is_run(self.config) or (overwrite and self.path.is_symlink()):
+            raise ConfigError(f"{here} exists, holds no rlft run and is never overwritten; choose another, or empty it yourself")
+        allow = "choose another run_dir, or allow overwriting (--overwrite, overwrite=True)"
+        if overwrite:
+            return
+        if self.rows() or self.checkpoints.is_dir() and any(self.checkpoints.iterdir()):
+            raise ConfigError(f"{here} holds the results of a run; {allow}, or go on with it (--resume, resume=True)")
+        if starter := _other_starter(self.config):
+            raise ConfigError(f"{here} is where {starter} starts a run; {allow}")
+
+    def check_resumable(self) -> None:
+        """Refuse a folder without a run. Raises ConfigError."""
+        if not _is_run(self.config):
+            raise ConfigError(f"run_dir {str(self.path)!r} holds no rlft run to resume; start it without --resume")
+
+    def _clear(self) -> None:
+        """Remove what a failed start left. Anything that rlft did not write stays."""
+        for part in (self.metrics, self.summary, self.quarantine, self.alarms, self.ledger, self.first_attempts, self.config):
+            part.unlink(missing_ok=True)
+        for part in (self.rollouts, self.checkpoints, self.plots):
+            if part.exists():
+                shutil.rmtree(part)
 
     @classmethod
     def resume(cls, path: str | Path, config: RunConfig) -> RunFolder:
@@ -65,9 +103,8 @@ class RunFolder:
             ConfigError: no run there, or keys other than steps differ.
         """
         folder = cls(Path(path))
-        if not _is_run(folder.config):
-            raise ConfigError(f"run_dir {str(path)!r} holds no rlft run to resume; start it without --resume")
-        before, now = (_flat(tomllib.loads(text)) for text in (folder.config.read_text(encoding="utf-8"), config.to_toml()))
+        folder.check_resumable()
+        before, now = (flat(tomllib.loads(text)) for text in (folder.config.read_text(encoding="utf-8"), config.to_toml()))
         free = re.compile(r"run_dir|steps|stages\[\d+\]\.steps")
         differing = sorted(key for key in before | now if before.get(key) != now.get(key) and not free.fullmatch(key))
         if differing:
@@ -113,6 +150,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    @property
     def plots(self) -> Path:
         return self.path / "plots"
 
@@ -131,13 +172,14 @@ class RunFolder:
         write_text(self.summary, json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
 
     def cut(self, rows: int, step: int) -> None:
-        """Keep the first `rows` of `metrics.jsonl`, and the alarms up to `step`: what came after a checkpoint is done again."""
+        """Keep the first `rows` of `metrics.jsonl`, and alarms and rollouts up to `step`: what came after a checkpoint is done again."""
         kept = self.rows()[:rows]
         write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         if self.alarms.exists():
             alarms = [line for line in self.alarms.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
             write_text(self.alarms, "".join(line + "\n" for line in alarms))
-        for part in (self.quarantine, self.summary):
+        later = [path for path in self.rollouts.glob("*.parquet") if int(path.stem.rpartition("-")[2]) > step]
+        for part in (self.quarantine, self.summary, *later):
             part.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -158,13 +200,31 @@ def plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _flat(table: Any, where: str = "") -> dict[str, Any]:
+def flat(table: Any, where: str = "") -> dict[str, Any]:
     """Every value of nested tables by its dotted name."""
     if isinstance(table, Mapping):
-        return {key: value for name, part in table.items() for key, value in _flat(part, f"{where}.{name}" if where else name).items()}
+        return {key: value for name, part in table.items() for key, value in flat(part, f"{where}.{name}" if where else name).items()}
     if isinstance(table, list) and table and all(isinstance(part, Mapping) for part in table):
-        return {key: value for i, part in enumerate(table) for key, value in _flat(part, f"{where}[{i}]").items()}
+        return {key: value for i, part in enumerate(table) for key, value in flat(part, f"{where}[{i}]").items()}
     return {where: table}
+
+
+def _other_starter(config: Path) -> str:
+    """The process that wrote a run's config.toml, where it may be alive and is not this one; "" where it is gone.
+
+    Of another machine nobody can tell here.
+    """
+    found = re.search(STARTER.format(r"(\d+)", "(.*)").strip(), config.read_text(encoding="utf-8"))
+    if found is None:
+        return ""
+    pid, host = int(found[1]), found[2]
+    if host == socket.gethostname():
+        if pid == os.getpid() or not psutil.pid_exists(pid):
+            return ""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).create_time() > config.stat().st_mtime:  # another one, with the number of one that ended
+                return ""
+    return f"process {pid} of {host}"
 
 
 def _is_run(config: Path) -> bool:
@@ -172,26 +232,41 @@ def _is_run(config: Path) -> bool:
 
 
 class Tracker:
-    """Records a run: files, screen and, when asked for, wandb.
+    """Records a run: files, screen, callbacks and, when asked for, wandb and TensorBoard.
 
     Steps count from 1; an evaluation at step 0 comes before training. On a terminal the screen
     shows one live line, elsewhere one printed line per step, or about fifty in all.
+
+    Args:
+        screen: that the run has used so far; its beginning is the run's. None: a new one on `console` with `clock`.
     """
 
     def __init__(
-        self, folder: RunFolder, config: RunConfig, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: RunFolder,
+        config: RunConfig,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        screen: Screen | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.folder, self.console = folder, console or Console()
-        self._steps, self._clock, self._start = config.steps, clock, clock()
+        self._own = check(callbacks)
+        self.folder, self.screen = folder, screen or Screen(console, clock)
+        self.console = self.screen.console
+        self._steps, self._clock = config.steps, self.screen.clock
         self._first_step, self._last_step, self._trained_since = 0, 0, 0.0
-        self._tokens, self._seconds, self._evaluation = 0.0, 0.0, ""
+        self._tokens, self._seconds, self._evaluation = 0.0, 0.0, None
+        self._startup: dict[str, float] = {}
         self._guards, self._stopping, self._alarms = Guards(config.guards), set(config.guards.stop), Counter[str]()
         self._stage: dict[str, int] = {}
+        self._refreshed = clock()
         self._wandb: WandbFeed | None = None
-        wandb = config.tracking
-        if wandb.wandb != "off":
-            self._wandb = WandbFeed(folder.path, wandb.wandb, wandb.wandb_project, plain(config.model_dump()), self.warn)
-        self._live, self._bar = self._start_live() if self.console.is_terminal else (None, None)
+        if config.tracking.wandb != "off":
+            self._wandb = WandbFeed(folder.path, config.tracking, plain(config.model_dump()), self.warn)
+            self._own.insert(0, self._wandb)
+        if config.tracking.tensorboard:
+            self._own.append(TensorBoard(folder.path / "tensorboard"))
+        tell(self._own, "on_begin", plain(config.model_dump()), folder.path)
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +278,11 @@ class Tracker:
         """Rows from here on carry the stage, and its guards begin anew."""
         self._stage = {"stage": index}
         self._guards, self._stopping = Guards(guards), set(guards.stop)
-        self.console.print(f"stage {index}{name and f': {name}'}", markup=False, highlight=False, soft_wrap=True)
+        self.say(f"stage {index}{name and f': {name}'}")
+
+    def phase(self, name: str, tell: bool = True) -> AbstractContextManager[Phase]:
+        """Show what goes on while a block runs (`Screen.phase`)."""
+        return self.screen.phase(name, tell)
 
     def replay(self, stage: int) -> None:
         """After a resume: count the alarms of before, and show the guards what the stage had recorded."""
@@ -216,24 +295,44 @@ class Tracker:
             elif row.get("stage", 0) == stage:
                 self._guards.step(row["step"], _known(row))
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Record the metrics of one step: one row in metrics.jsonl, one line on screen. Raises RewardError for an alarm that stops."""
-        self._record(step, metrics)
+    def log(self, step: int, metrics: Mapping[str, Any], examples: Sequence[Example] = ()) -> None:
+        """Record the metrics of one step: one row in metrics.jsonl, one line on screen. Raises RewardError for an alarm that stops.
+
+        Args:
+            examples: a few of the step's answers, told where the step teaches nothing.
+        """
+        row = self._record(step, metrics)
         tokens, seconds = metrics.get("rollout/tokens_total", 0), metrics.get(STEP, 0.0)  # no tokens in a supervised run
         self._tokens, self._seconds, self._last_step = self._tokens + tokens, self._seconds + seconds, step
         if not self._first_step:
-            self._first_step, self._trained_since = step, self._clock() - seconds
-        per_step = (self._clock() - self._trained_since) / (step - self._first_step + 1)
-        speed = tokens / seconds if tokens and seconds else None
-        self._show(step, status_line(metrics, speed, self._evaluation, per_step * max(0, self._steps - step)))
-        self._raise(self._guards.step(step, metrics))
+            self._first_step, self._trained_since, per_step = step, self._clock(), seconds
+            self._startup = {**self.screen.seconds, "until the first step": self._clock() - seconds - self.screen.began}
+        else:  # what the first step alone had to load is not expected of those to come
+            per_step = (self._clock() - self._trained_since) / (step - self._first_step)
+        parts = step_parts(metrics, tokens / seconds if tokens and seconds else None, self._evaluation)
+        told = step == self._steps or step % max(1, self._steps // PRINTED_STEPS) == 0
+        self.screen.show(StepLine(step, self._steps, parts, per_step * max(0, self._steps - step)), told)
+        tell(self._own, "on_log", step, row)
+        self._raise(self._guards.step(step, metrics), examples)
+        self._refresh()
 
-    def evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Record an evaluation (evaluation.summarize, and "greedy") as a row of `eval/*` keys."""
-        self._record(step, {f"eval/{name}": value for name, value in summary.items()})
-        self._evaluation = evaluation_text(summary)
-        self.console.print(f"step {step}/{self._steps}  {self._evaluation}", markup=False, highlight=False, soft_wrap=True)
+    def evaluation(self, step: int, summary: Mapping[str, Any], sampled: Sequence[Sampled] = ()) -> None:
+        """Record an evaluation (evaluation.summarize, and "greedy") as a row of `eval/*` keys; `sampled` is what was said."""
+        self.measured(step, summary, sampled)
+        self._evaluation = dict(summary)
+        self.say(f"step {step}/{self._steps}  {evaluation_text(summary)}")
         self._raise(self._guards.evaluation(step, summary))
+        self._refresh()
+
+    def saved(self, step: int, checkpoint: Path) -> None:
+        """Note that a checkpoint is complete."""
+        tell(self._own, "on_save", step, checkpoint)
+        self._refresh()
+
+    def measured(self, step: int, summary: Mapping[str, Any], sampled: Sequence[Sampled] = ()) -> None:
+        """Record an evaluation as a row, without a word on screen."""
+        row = self._record(step, {f"eval/{name}": value for name, value in summary.items()})
+        tell(self._own, "on_evaluate", step, row, samples_of(sampled))
 
     def quarantine(self, bad_rows: Sequence[BadRow]) -> None:
         """Store the rows that were left out and say which."""
@@ -243,7 +342,7 @@ class Tracker:
 
     def say(self, message: str) -> None:
         """Tell something on screen, above the live line."""
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self.screen.say(message)
 
     def learner(self, told: Mapping[str, str]) -> None:
         """Say what the learner chose ("chosen"), and warn of what it has no room for ("tight")."""
@@ -254,77 +353,88 @@ class Tracker:
 
     def warn(self, message: str) -> None:
         """Say something on screen, above the live line."""
-        self.console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        self.screen.say(f"warning: {message}", style="yellow")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json: `summary` with `steps`, `wall_s` (since the tracker began), `tokens_per_s` (sampled tokens over
-        the steps' wall time), `alarms` (how many of each name) and, with wandb, `wandb_dropped` (records it did not take)."""
-        measured = {
+        """Draw the plots and write summary.json: `summary` with `steps`, `wall_s` (since the screen began), `startup` (seconds of
+        what came before the first step), `tokens_per_s` (sampled tokens over the steps' wall time), `alarms` (how many of each name)
+        and, with wandb, `wandb_dropped` (records it did not take)."""
+        final = {**self._measured(), **summary}
+        with self.phase("plots", tell=False):
+            self._draw()
+        if self._wandb:
+            self._wandb.on_end(plain(final))
+        final = plain({**self._measured(), **self._end_wandb(), **final})
+        self.folder.write_summary(final)
+        tell([callback for callback in self._own if not isinstance(callback, WandbFeed)], "on_end", final)
+        self.close()
+
+    def _measured(self) -> dict[str, Any]:
+        return {
             "steps": self._last_step,
-            "wall_s": self._clock() - self._start,
+            "wall_s": self._clock() - self.screen.began,
+            "startup": self._startup,
             "tokens_per_s": self._tokens / self._seconds if self._tokens and self._seconds else None,
             "alarms": dict(self._alarms),
         }
-        self.folder.write_summary({**measured, **self.close(), **summary})
 
-    def close(self) -> dict[str, int]:
-        """End the live line and wandb. Returns what is to be told of wandb; nothing the second time."""
-        if self._live:
-            self._live.stop()
+    def _refresh(self) -> None:
+        """Plots and summary.json of the run so far, now and then."""
+        if self._clock() - self._refreshed < REFRESH_S:
+            return
+        from rlft.report.results import summarize_run
+
+        began = self._clock()
+        self._draw()
+        summary = {key: value for key, value in summarize_run(self.folder, self._last_step).items() if key != "checkpoint"}
+        self.folder.write_summary({**self._measured(), **summary, "running": True})
+        took = self._clock() - began
+        self._refreshed = self._clock() + max(0.0, took / REFRESH_SHARE - REFRESH_S)
+
+    def _draw(self) -> None:
+        from rlft.report.plots import draw  # matplotlib takes a second, which the start of a run need not wait for
+
+        draw(self.folder.rows(), self.folder.plots)
+
+    def close(self) -> None:
+        """End the live line, callbacks and wandb; nothing the second time."""
+        self.screen.close()
+        own, self._own = self._own, []
+        for callback in own:
+            try:
+                callback.close()
+            except Exception as error:
+                self.warn(f"callback {type(callback).__name__}.close raised {type(error).__name__}: {error}")
+        self._end_wandb()
+
+    def _end_wandb(self) -> dict[str, int]:
+        """What is to be told of wandb; nothing the second time."""
         feed, self._wandb = self._wandb, None
-        return {"wandb_dropped": feed.finish()} if feed else {}
+        if feed is None:
+            return {}
+        with self.phase("wandb", tell=False):
+            return {"wandb_dropped": feed.finish()}
 
-    def _raise(self, alarms: Sequence[Alarm]) -> None:
+    def _raise(self, alarms: Sequence[Alarm], examples: Sequence[Example] = ()) -> None:
         """Print and store alarms. Raises RewardError where one of them is to stop the run."""
         for alarm in alarms:
+            if alarm.name == NO_SIGNAL and examples:
+                alarm = replace(alarm, text="\n".join([f"{alarm.text}; for example", *(f"  {example.told()}" for example in examples)]))
             self._alarms[alarm.name] += 1
             with self.folder.alarms.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(alarm)) + "\n")
             self.warn(f"step {alarm.step}: {alarm.name}: {alarm.text}")
+            tell(self._own, "on_alarm", alarm.step, alarm.name, alarm.text)
         stopping = [alarm for alarm in alarms if alarm.name in self._stopping]
         if stopping:
             raise RewardError(f"guards.stop: {stopping[0].name} at step {stopping[0].step}: {stopping[0].text}")
 
-    def _start_live(self) -> tuple[Progress, TaskID]:
-        counter, line = TextColumn("step {task.completed:.0f}/{task.total:.0f}"), TextColumn("{task.description}", markup=False)
-        live = Progress(counter, BarColumn(20), line, console=self.console)
-        bar = live.add_task("starting", total=self._steps)
-        live.start()
-        return live, bar
-
-    def _record(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def _record(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         row = plain(metrics)
         self.folder.append_metrics({"step": step, **self._stage, **row})
-        if self._wandb:
-            self._wandb.log(step, row)
-
-    def _show(self, step: int, line: str) -> None:
-        if self._live and self._bar is not None:
-            self._live.update(self._bar, completed=step, description=line)
-        elif step == self._steps or step % max(1, self._steps // PRINTED_STEPS) == 0:
-            self.console.print(f"step {step}/{self._steps}  {line}", markup=False, highlight=False, soft_wrap=True)
+        return row
 
 
 def _known(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """What a row holds, without what was not finite; the prefix of names is left out."""
     return {name.removeprefix(prefix): value for name, value in row.items() if value is not None}
-
-
-def status_line(metrics: Mapping[str, Any], tokens_per_s: float | None, evaluation: str, left_s: float) -> str:
-    """A step in a few words: reward (or loss, where nothing is rewarded), speed, last evaluation, time left."""
-    reward = metrics.get("reward/mean")
-    loss = metrics.get("loss/policy", metrics.get("loss/preference", math.nan))
-    parts = [
-        f"loss {loss:.3f}" if reward is None else f"reward {reward:.3f}",
-        evaluation,
-        "" if not tokens_per_s else f"{tokens_per_s:,.0f} tokens/s",
-        f"left {timedelta(seconds=round(left_s))}",
-    ]
-    return "  ".join(part for part in parts if part)
-
-
-def evaluation_text(summary: Mapping[str, Any]) -> str:
-    """An evaluation in a few words, with its interval where it has one."""
-    low, high, greedy = (summary.get(name) for name in ("low", "high", "greedy"))
-    bounds = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None and math.isfinite(low) else ""
-    return f"eval {summary['mean']:.3f}{bounds}" + ("" if greedy is None else f" greedy {greedy:.3f}")

@@ -1,5 +1,6 @@
 import math
 import random
+from dataclasses import replace
 from itertools import combinations, product
 from statistics import fmean
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlft.config import EvalConfig
 from rlft.errors import RewardError
-from rlft.report.evaluation import interval, pass_at_k, summarize
+from rlft.report.evaluation import Evaluation, interval, pass_at_k, summarize, task_results
+from rlft.types import Sampled, Task, TrajectoryInfo
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -116,3 +119,23 @@ def test_bounds_order_and_permutation(values):
     assert got["pass@1"] <= got["pass@2"] + 1e-12 <= got["pass@3"] + 2e-12
     turned = {task: list(reversed(samples)) for task, samples in reversed(values.items())}
     assert summarize(turned, pass_k=[1, 2, 3], threshold=0.5) == pytest.approx(got)
+
+
+def sampled(task_id, *outcomes):
+    """A task's trajectories; None could not be graded."""
+    good = TrajectoryInfo(task_id, "completed", 0.0, {}, 1, 1, 0)
+    lost = replace(good, status="failed", error="why")
+    infos = tuple(lost if value is None else replace(good, outcome=value) for value in outcomes)
+    return Sampled(Task(task_id, ()), infos, ())
+
+
+def test_every_task_has_its_results_and_their_mean_is_the_summarys():
+    found = [sampled("a", 1.0, 0.0, 1.0), sampled("b", 0.0, None, 0.5)]
+    config = EvalConfig(samples=3, pass_k=[1, 3])
+    a, b = task_results(7, Evaluation({}, found, [sampled("a", 1.0)]), config)
+    assert (a.pop("mean"), a.pop("pass@1")) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    values = {"pass@3": 1.0, "greedy": 1.0, "values": [1.0, 0.0, 1.0]}
+    assert a == {"step": 7, "task_id": "a", **values, "failed": 0, "truncated": 0, "errors": []}
+    assert (b["mean"], b["pass@1"], b["pass@3"], b["failed"], b["errors"]) == (0.25, 0.0, None, 1, ["why"]) and "greedy" not in b
+    whole = summarize({"a": a["values"], "b": b["values"]}, [1])
+    assert (whole["mean"], whole["pass@1"]) == (pytest.approx((2 / 3 + 0.25) / 2), pytest.approx((2 / 3 + 0) / 2))

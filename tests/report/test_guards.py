@@ -10,6 +10,7 @@ from rlft.config import GuardsConfig
 from rlft.errors import RewardError
 from rlft.report.guards import Guards
 from rlft.report.tracking import RunFolder, Tracker
+from rlft.types import Example
 
 
 def names(alarms):
@@ -97,3 +98,66 @@ def test_alarms_are_stored_counted_and_stop_the_run_that_asks_for_it(tmp_path):
         stops.log(1, {"loss/policy": 0.0, "rollout/ungraded": 0.5})
     with tracker("another", stop=["length"]) as another:
         another.log(1, {"loss/policy": 0.0, "rollout/ungraded": 0.5})
+
+
+FLAT = {"reward/mean": 0.0, "reward/std": 0.0, "reward/exact": 0.0, "rollout/no_signal": 1.0, "rollout/truncated": 0.0}
+
+
+def no_signal(*steps, limit=3):
+    guards = Guards(GuardsConfig(no_signal=limit))
+    return [alarm for i, step in enumerate(steps, start=1) for alarm in guards.step(i, FLAT | step)]
+
+
+def test_several_steps_with_nothing_to_learn_from_sound_once():
+    (alarm,) = no_signal(*[{}] * 10)
+    assert (alarm.name, alarm.step) == ("no_signal", 3)
+    assert GuardsConfig().no_signal <= 5
+    assert no_signal(*[{}] * 10, limit=0) == []
+
+
+def test_a_step_with_signal_begins_the_count_anew():
+    some = {"reward/std": 0.4, "rollout/no_signal": 0.9, "loss/policy": 0.0}
+    assert no_signal({}, {}, some, {}, {}) == []
+    assert [alarm.step for alarm in no_signal({}, {}, some, {}, {}, {}, some, {}, {}, {})] == [6, 10]
+
+
+def test_groups_of_one_are_not_called_flat_where_their_algorithm_learns_from_them():
+    alone = {"reward/std": 0.4, "rollout/no_signal": 1.0, "learner/no_signal": 0, "loss/policy": 0.1}
+    assert no_signal(*[alone] * 9) == []
+    assert no_signal(*[alone | {"learner/no_signal": 1}] * 3)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({}, "every answer earned 0. Likely: the reward reads answers of another form"),
+        ({"rollout/truncated": 1.0}, "every answer earned 0. Likely: every answer was cut by a limit"),
+        ({"reward/mean": 1.0}, "every answer earned 1. Likely: the reward pays whatever is said"),
+        ({"reward/std": 0.5, "learner/no_signal": 1}, "earned the same as each other. Likely: the answers to a task are all alike"),
+    ],
+)
+def test_the_likeliest_cause_is_named_first(step, said):
+    (alarm,) = no_signal(*[step] * 3)
+    assert said in alarm.text
+
+
+def test_an_environment_that_gives_nothing_without_a_reward_is_named():
+    bare = {name: value for name, value in FLAT.items() if name != "reward/exact"}
+    guards = Guards(GuardsConfig())
+    (alarm,) = [alarm for i in range(3) for alarm in guards.step(i, bare | {"rollout/turns": 2.5})]
+    assert "the environment gave none of its turns a reward" in alarm.text
+
+
+def test_the_alarm_shows_answers_beside_what_they_earned_and_can_stop_the_run(tmp_path, capsys):
+    def log(name, **guards):
+        config = rlft.config.validate({"model": "m", "steps": 4, "guards": guards})
+        with Tracker(RunFolder.create(tmp_path / name, config), config) as tracker:
+            for step in (1, 2, 3):
+                tracker.log(step, FLAT, [Example("1+1=", "three", True, 0.0, {"exact": 0.0})])
+        return tracker.folder
+
+    folder = log("goes_on")
+    (stored,) = map(json.loads, folder.alarms.read_text().splitlines())
+    assert "'1+1=' -> 'three', cut, which earned 0 (exact 0)" in stored["text"] and "three" in capsys.readouterr().out
+    with pytest.raises(RewardError, match="guards.stop: no_signal at step 3"):
+        log("stops", stop=["no_signal"])

@@ -29,7 +29,7 @@ HAND = [
 def test_a_table_worked_by_hand():
     assert rollout_metrics(HAND, version=4) == pytest.approx(
         {
-            "reward/mean": 2 / 3, "reward/std": (2 / 9) ** 0.5, "reward/exact": 2 / 3,
+            "reward/mean": 2 / 3, "reward/std": (2 / 9) ** 0.5, "reward/exact": 2 / 3, "rollout/reward_min": 0.0, "rollout/reward_max": 1.0,
             "rollout/failed": 1, "rollout/ungraded": 2 / 4, "ungraded/judge/timeout": 1, "rollout/truncated": 1 / 4,
             "rollout/tokens": 15, "rollout/tokens_max": 30, "rollout/tokens_total": 60, "rollout/prompt_tokens": 5,
             "rollout/turns": 1.5, "rollout/no_signal": 1 / 2, "rollout/staleness": 2,

@@ -18,16 +18,23 @@ from rich.console import Console
 
 import rlft.config
 import rlft.report.wandb
+from rlft.config import TrackingConfig
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError
-from rlft.report.tracking import RunFolder, Tracker, evaluation_text, plain, status_line
+from rlft.report.lines import StepLine, evaluation_text, step_parts
+from rlft.report.tracking import RunFolder, Tracker, plain
 from rlft.report.wandb import FINISH_S, WandbFeed
+from rlft.types import Sampled, Task, TrajectoryInfo
 
 CONFIG = rlft.config.validate({"model": "m", "steps": 4})
 
 
-def config(wandb="off", steps=4):
-    return rlft.config.validate({"model": "m", "steps": steps, "tracking": {"wandb": wandb}})
+def config(wandb="off", steps=4, **tracking):
+    return rlft.config.validate({"model": "m", "steps": steps, "tracking": {"wandb": wandb, **tracking}})
+
+
+EARNED = TrajectoryInfo("t", "completed", 0.5, {"exact": 0.5}, 1, 1, 0)
+SAMPLED = Sampled(Task("t", ({"role": "user", "content": "6*7="},), 42), (EARNED,), (("41",),))
 
 
 class Screen(Console):
@@ -48,10 +55,34 @@ def test_a_run_folder_holds_the_resolved_run_file(tmp_path):
 
 def test_an_existing_run_is_kept_unless_overwriting_is_allowed(tmp_path):
     RunFolder.create(tmp_path / "run", CONFIG).append_metrics({"step": 1})
-    with pytest.raises(ConfigError, match="exists and is not empty; choose another run_dir, or allow overwriting"):
+    with pytest.raises(ConfigError, match="holds the results of a run; choose another run_dir, or allow overwriting"):
         RunFolder.create(tmp_path / "run", CONFIG)
     assert (tmp_path / "run" / "metrics.jsonl").exists()
     assert RunFolder.create(tmp_path / "run", CONFIG, overwrite=True).rows() == []
+
+
+def test_what_a_failed_start_left_is_used_again_and_what_rlft_did_not_write_stays(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    folder.quarantine.write_text("{}\n")
+    (folder.path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path / "run", CONFIG)
+    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "notes.txt", "plots", "rollouts"]
+    (folder.checkpoints / "step-000001").mkdir()  # the controls: a checkpoint, and a step in another test, are results
+    with pytest.raises(ConfigError, match=r"holds the results of a run; .*--overwrite.*or go on with it \(--resume"):
+        RunFolder.create(tmp_path / "run", CONFIG)
+
+
+def test_a_folder_in_which_another_process_is_starting_is_not_taken(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        config = RunFolder.create(tmp_path / "run", CONFIG).config
+        config.write_text(config.read_text().replace(f"process {os.getpid()} on", f"process {other.pid} on"))
+        with pytest.raises(ConfigError, match=rf"is where process {other.pid} of .* starts a run; choose another run_dir, or"):
+            RunFolder.create(tmp_path / "run", CONFIG)
+        other.kill()
+    RunFolder.create(tmp_path / "run", CONFIG)  # the control: it has ended
+    config.write_text(config.read_text().replace(f" on {socket.gethostname()}", " on another-machine"))
+    with pytest.raises(ConfigError, match="of another-machine starts a run"):
+        RunFolder.create(tmp_path / "run", CONFIG)
 
 
 def test_an_empty_folder_is_taken(tmp_path):
@@ -114,6 +145,15 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert strictly(folder.summary.read_text())["eval_end"] == 0.5
 
 
+def test_rollouts_of_steps_that_are_done_again_go_with_their_rows(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    for name in ("step-000002", "step-000003", "eval-000002", "eval-anew-000003", "greedy-000004"):
+        (folder.rollouts / f"{name}.parquet").touch()
+    folder.append_metrics({"step": 1})
+    folder.cut(1, 2)
+    assert sorted(path.stem for path in folder.rollouts.iterdir()) == ["eval-000002", "step-000002"]
+
+
 class Clock:
     now = 0.0
 
@@ -137,7 +177,14 @@ def test_a_run_leaves_rows_evaluations_and_a_summary(tmp_path):
     first, *steps = folder.rows()
     assert first == {"step": 0, "eval/mean": 0.4, "eval/low": 0.3, "eval/high": 0.5, "eval/pass@1": 0.4, "eval/greedy": 0.8}
     assert [(row["step"], row["reward/mean"]) for row in steps] == [(1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0)]
-    assert strictly(folder.summary.read_text()) == {"steps": 4, "wall_s": 40.0, "tokens_per_s": 100.0, "alarms": {}, "eval_end": 0.9}
+    assert strictly(folder.summary.read_text()) == {
+        "steps": 4,
+        "wall_s": 40.0,
+        "startup": {"until the first step": 0.0},
+        "tokens_per_s": 100.0,
+        "alarms": {},
+        "eval_end": 0.9,
+    }
 
 
 def test_a_row_is_on_disk_before_log_returns(tmp_path):
@@ -165,13 +212,15 @@ def test_on_a_terminal_there_is_one_live_line(tmp_path):
 
 def test_a_run_that_raises_gives_the_terminal_back(tmp_path):
     console = Screen(terminal=True)
-    with pytest.raises(KeyError), Tracker(RunFolder.create(tmp_path / "run", CONFIG), CONFIG, console):
+    with pytest.raises(KeyError), Tracker(RunFolder.create(tmp_path / "run", CONFIG), CONFIG, console) as tracker:
+        tracker.log(1, {"reward/mean": 0.5})
+        assert "\x1b[?25h" not in console.shown
         raise KeyError
     assert "\x1b[?25h" in console.shown
 
 
 def test_the_screen_survives_missing_numbers():
-    assert status_line({}, None, "", 3725.4) == "loss nan  left 1:02:05"
+    assert StepLine(1, 2, step_parts({}, None, None), 3725.4).plain() == "step 1/2  loss nan  left 1:02:05"
     assert evaluation_text({"mean": 0.5, "low": math.nan, "high": math.nan}) == "eval 0.500"
     assert evaluation_text({"mean": 0.5}) == "eval 0.500"
 
@@ -214,30 +263,37 @@ def no_account(tmp_path, monkeypatch):
     assert not left, "wandb left processes behind"
 
 
-def feed_fifty(folder, mode):
-    console, cfg = Screen(), config(mode, steps=50)
+def feed_fifty(folder, mode, **tracking):
+    console, cfg = Screen(), config(mode, steps=50, **tracking)
     tracker = Tracker(folder, cfg, console)
     started = time.monotonic()
     for step in range(1, 51):
-        tracker.log(step, {"reward/mean": step / 50, "kl/ref": math.nan})
+        tracker.log(step, {"reward/mean": step / 50, "kl/ref": math.nan, "rollout/tokens": 10.0 * step})
     logging_s = time.monotonic() - started
     return tracker, console, logging_s
 
 
 def assert_complete(folder):
-    assert [(row["step"], row["reward/mean"]) for row in folder.rows()] == [(s, s / 50) for s in range(1, 51)]
+    assert [(row["step"], row["reward/mean"]) for row in folder.rows() if "reward/mean" in row] == [(s, s / 50) for s in range(1, 51)]
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
 def test_wandb_without_an_account_is_a_local_run(tmp_path, no_account, monkeypatch, mode):
     monkeypatch.setattr(rlft.report.wandb, "FINISH_S", 120.0)  # this run ends before wandb has started
     folder = RunFolder.create(tmp_path / "run", CONFIG)
-    tracker, console, _ = feed_fifty(folder, mode)
-    tracker.finish({})
+    tracker, console, _ = feed_fifty(folder, mode, wandb_entity="team", wandb_group="sweep", wandb_tags=["tag-7"], wandb_name="named")
+    tracker.evaluation(50, {"mean": 0.5}, [SAMPLED])
+    tracker.finish({"eval_end": 0.123456789})
     (record,) = folder.path.glob("wandb/offline-run-*/run-*.wandb")
-    assert record.read_bytes().count(b"reward/mean") >= 50
+    kept = record.read_bytes()
+    assert kept.count(b"reward/mean") >= 50
+    for told in (b"team", b"sweep", b"tag-7", b"named", b"alarm/length", b"0.123456789", b"samples", b"plots/reward"):
+        assert told in kept, told
+    (table,) = folder.path.glob("wandb/offline-run-*/files/media/table/samples*.json")
+    assert strictly(table.read_text())["data"] == [[50, "t", "6*7=", "42", "41", 0.5, '{"exact": 0.5}', "completed"]]
+    assert {path.name.partition("_")[0] for path in folder.path.glob("wandb/offline-run-*/files/media/images/plots/*.png")} >= {"summary"}
     assert strictly(folder.summary.read_text())["wandb_dropped"] == 0
-    warnings = [line for line in console.shown.splitlines() if "warning" in line]
+    warnings = [line for line in console.shown.splitlines() if "warning: wandb" in line]
     assert len(warnings) == (mode == "online") and all("No API key" in line and "offline" in line for line in warnings)
     assert_complete(folder)
 
@@ -255,7 +311,7 @@ def test_a_wandb_that_cannot_be_reached_delays_a_run_by_its_deadline_at_most(tmp
     assert logging_s < 1 and time.monotonic() - started < FINISH_S + 1
     assert_complete(folder)
     assert strictly(folder.summary.read_text())["wandb_dropped"] == 50
-    assert len([line for line in console.shown.splitlines() if "warning" in line]) == 1
+    assert len([line for line in console.shown.splitlines() if "warning: wandb" in line]) == 1
 
 
 def test_a_wandb_that_dies_is_one_warning_and_every_lost_record_is_counted(tmp_path, no_account):
@@ -265,18 +321,18 @@ def test_a_wandb_that_dies_is_one_warning_and_every_lost_record_is_counted(tmp_p
         warnings.append(message)
         warned.set()
 
-    feed = WandbFeed(tmp_path, "no such mode", "p", {}, warn)
+    feed = WandbFeed(tmp_path, TrackingConfig().model_copy(update={"wandb": "no such mode"}), {}, warn)
     assert warned.wait(60)
     for step in range(2000):  # more than the queue holds
-        feed.log(step, {"x": 1})
+        feed.on_log(step, {"x": 1})
     started = time.monotonic()
     assert feed.finish() == 2000
     assert time.monotonic() - started < FINISH_S + 1
     assert len(warnings) == 1 and "no such mode" in warnings[0] and "wandb.log" in warnings[0]
 
 
-def test_tracking_alone_never_loads_wandb():
-    code = "import rlft.report.tracking, sys; sys.exit('wandb' in sys.modules or 'torch' in sys.modules)"
+def test_tracking_alone_loads_neither_wandb_nor_tensorboard_nor_matplotlib():
+    code = "import rlft.report.tracking, sys; sys.exit(bool({'wandb', 'torch', 'tensorboard', 'matplotlib'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
