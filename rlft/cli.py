@@ -1,19 +1,30 @@
-"""The command line: rlft train | sft | dpo | train-rm | eval | check | serve-reward | submit | starter | demo."""
+"""Reinforcement-learning fine-tuning for language models on Ray, vLLM and DeepSpeed: one run file, one command."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
+from rich.markup import escape
+from typer.core import TyperCommand
 
-from rlft.config import load
+from rlft.config import RECIPES, RunConfig, load, local_file, whole_key
+from rlft.elsewhere import ours
 from rlft.errors import ConfigError, RlftError
+from rlft.report.screen import Screen
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+if TYPE_CHECKING:
+    from rlft.runs import first
 
-RunFile = Annotated[str, typer.Argument(help="a TOML run file, or the name of a recipe")]
+Fn = TypeVar("Fn", bound=Callable[..., Any])
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+LIBRARIES = "loading libraries"  # takes seconds
+RunFile = Annotated[str, typer.Argument(help="a TOML run file, or the name of a recipe (rlft recipes)")]
+RunPath = Annotated[Path, typer.Argument(help="folder of a run, such as runs/demo")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: rollout.group_size=16")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else Ray on this machine")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the folder of an earlier run")]
@@ -21,7 +32,72 @@ Seed = Annotated[int, typer.Option(help="seed of everything random")]
 StarterModel = Literal["tiny", "smollm2"]
 
 
-@app.command()
+class Command(TyperCommand):
+    """A command whose help shows square brackets (they name sections, and are not rich's markup), and that answers an option which
+    is a key of the run file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help = escape(self.help or "")
+        parameters: list[Any] = self.params
+        for parameter in parameters:
+            if getattr(parameter, "help", None):
+                parameter.help = escape(parameter.help)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.TyperException as error:
+            wrong: Any = error
+            option = getattr(wrong, "option_name", "").lstrip("-").replace("-", "_")
+            if option and any(parameter.name == "set" for parameter in self.params):
+                if key := whole_key(option):
+                    wrong.message, wrong.possibilities = f"{wrong.message}. It is a key of the run file: --set {key}=VALUE", None
+                elif known := ours(option):
+                    wrong.message, wrong.possibilities = f"{wrong.message}{known}, set in the run file or with --set", None
+            raise
+
+
+def command(name: str | None = None) -> Callable[[Fn], Fn]:
+    return app.command(name, cls=Command)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import rlft
+
+        print(f"rlft {rlft.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")] = False,
+) -> None:
+    pass
+
+
+def _read(
+    run: str, set: list[str] | None, command: first.Command, overwrite: bool = False, resume: bool = False
+) -> tuple[RunConfig, Screen]:
+    """A run file, with everything told that needs no actors, and the screen, which says at once what begins."""
+    config, screen = load(run, set or ()), Screen()
+    shown = command != "check"
+    if shown:
+        _announce(screen, command, run, config)
+    with screen.phase("checking the run file", tell=shown):
+        from rlft.runs.first import look
+
+        file = local_file(run)
+        look(config, command, file and file.parent, overwrite, resume)
+    return config, screen
+
+
+def _announce(screen: Screen, command: str, run: str, config: RunConfig) -> None:
+    screen.say(f"rlft {command} {run}: {config.model}, results in {config.run_dir}")
+
+
+@command()
 def train(
     run: RunFile,
     set: Set = None,
@@ -30,49 +106,54 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint of an earlier run")] = False,
 ) -> None:
     """Reinforcement learning."""
-    config = load(run, set or ())
-    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
+    config, screen = _read(run, set, "train", overwrite, resume)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import run as runs
 
-    runs.train(config, address=address, overwrite=overwrite, resume=resume)
+    runs.train(config, address=address, overwrite=overwrite, resume=resume, screen=screen)
 
 
-@app.command()
+@command()
 def sft(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Supervised fine-tuning with the same learner, for warm starts."""
-    config = load(run, set or ())
-    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
+    config, screen = _read(run, set, "sft", overwrite)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import run as runs
 
-    runs.sft(config, address=address, overwrite=overwrite)
+    runs.sft(config, address=address, overwrite=overwrite, screen=screen)
 
 
-@app.command()
+@command()
 def dpo(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Train a policy on preference pairs."""
-    config = load(run, set or ())
-    from rlft.runs import preferences  # takes seconds: a wrong run file is told before
+    config, screen = _read(run, set, "dpo", overwrite)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import preferences
 
-    preferences.dpo(config, address=address, overwrite=overwrite)
+    preferences.dpo(config, address=address, overwrite=overwrite, screen=screen)
 
 
-@app.command("train-rm")
+@command("train-rm")
 def train_rm(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Train a reward model on preference pairs."""
-    config = load(run, set or ())
-    from rlft.runs import reward_model  # takes seconds: a wrong run file is told before
+    config, screen = _read(run, set, "train-rm", overwrite)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import reward_model
 
-    reward_model.train_rm(config, address=address, overwrite=overwrite)
+    reward_model.train_rm(config, address=address, overwrite=overwrite, screen=screen)
 
 
-@app.command("eval")
+@command("eval")
 def evaluate(run: RunFile, set: Set = None, address: Address = None, overwrite: Overwrite = False) -> None:
     """Evaluate a model on the tasks of [eval.data]."""
-    config = load(run, set or ())
-    from rlft.runs import run as runs  # takes seconds: a wrong run file is told before
+    config, screen = _read(run, set, "eval", overwrite)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import run as runs
 
-    runs.evaluate(config, address=address, overwrite=overwrite)
+    runs.evaluate(config, address=address, overwrite=overwrite, screen=screen)
 
 
-@app.command()
+@command()
 def check(
     run: RunFile,
     samples: Annotated[int | None, typer.Option(min=1, help="tasks drawn at random; default all")] = None,
@@ -84,7 +165,7 @@ def check(
     set: Set = None,
 ) -> None:
     """Show what the reward pays for right, wrong and degenerate answers; exit status 1 if it can be fooled."""
-    config = load(run, set or ())
+    config, _ = _read(run, set, "check")
     import asyncio
 
     from rlft.runs.check import Plan
@@ -94,7 +175,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command("serve-reward")
+@command("serve-reward")
 def serve_reward(
     reward: Annotated[str, typer.Argument(help="'module:function', a built-in reward, or a run file with its [reward]")],
     host: Annotated[str, typer.Option(help="address to listen on; other than this machine's own needs a token")] = "127.0.0.1",
@@ -116,54 +197,116 @@ def serve_reward(
     asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20))
 
 
-@app.command()
+@command()
+def show(
+    run: RunPath,
+    step: Annotated[int | None, typer.Option(help="which one; default the last that is stored")] = None,
+    worst: Annotated[int | None, typer.Option(min=0, help="how many of those that earned least")] = None,
+    best: Annotated[int | None, typer.Option(min=0, help="how many of those that earned most")] = None,
+    task: Annotated[str, typer.Option(help="id of a task: all its episodes")] = "",
+    held_out: Annotated[bool, typer.Option("--eval", help="samples of an evaluation instead of what was trained on")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="greedy answers of an evaluation")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="episodes that could not be graded, and why")] = False,
+    full: Annotated[bool, typer.Option("--full", help="do not cut long messages")] = False,
+) -> None:
+    """Print episodes of a run as conversations, with what each earned and for what."""
+    from rich.console import Console
+
+    from rlft.report import viewer
+
+    kind = "greedy" if greedy else "eval" if held_out else "step"
+    viewer.show(Console(), run, viewer.Choice(kind, step, task, worst, best, failed, full))
+
+
+@command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    plot: Annotated[Path | None, typer.Option(help="draw their curves into this PNG file too")] = None,
+) -> None:
+    """Print what several runs set differently and what came of it."""
+    from rich.console import Console
+
+    from rlft.report import compare as comparing
+
+    found = comparing.read_runs(runs)
+    comparing.compare(Console(), found)
+    if plot:
+        from rlft.report.plots import draw_runs
+
+        print(f"plot: {draw_runs({run.name: run.rows for run in found}, plot)}")
+
+
+@command()
 def submit(
     run: RunFile,
-    address: Annotated[str, typer.Option(help="dashboard of the cluster: http://head:8265")],
+    address: Annotated[str | None, typer.Option(help="dashboard of the cluster, http://head:8265; default RAY_API_SERVER_ADDRESS")] = None,
     set: Set = None,
     overwrite: Overwrite = False,
+    resume: Annotated[bool, typer.Option("--resume", help="the job goes on from the last checkpoint of an earlier run")] = False,
     working_dir: Annotated[Path, typer.Option(help="folder that the job gets: run file, data, your modules")] = Path(),
     command: Annotated[str, typer.Option(help="which rlft command the job runs")] = "train",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="leave when the job is taken, instead of following its log")] = False,
 ) -> None:
     """Run the same file as a Ray job: follow its log and exit with its status."""
-    from rlft.runs.submit import submit_job
+    from rlft.runs.submit import Job, submit_job
 
-    raise typer.Exit(submit_job(run, address, set or (), overwrite, working_dir, command))
+    raise typer.Exit(submit_job(run, address, Job(set or (), overwrite, resume, working_dir, command, not no_wait)))
 
 
-@app.command()
+@command()
 def starter(
     model: Annotated[StarterModel, typer.Argument(help="tiny: made and warm-started here; smollm2: SmolLM2-135M-Instruct")] = "tiny",
-    out: Annotated[Path | None, typer.Option(help="folder for the model; default runs/starter or runs/smollm2")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for the model; default runs/starter, runs/starter-SEED or runs/smollm2")] = None,
     seed: Annotated[int, typer.Option(help="seed of the tiny model and its warm start")] = 0,
 ) -> None:
     """Make a model to start from: a small one, warm-started on noisy additions, or a real one out of a Python package."""
     if model == "smollm2" and seed:
         raise ConfigError(f"--seed {seed}: nothing about smollm2 is random; leave it out")
-    print(f"starter policy: {_build(model, out or Path('runs/starter' if model == 'tiny' else 'runs/smollm2'), seed)}")
+    print(f"starter policy: {_build(model, out or _folder(model, seed), seed)}")
 
 
-@app.command()
+@command()
+def recipes() -> None:
+    """List the run files that ship: each can stand in place of a run file."""
+    files = sorted(RECIPES.glob("*.toml"))
+    width = max(len(file.stem) for file in files)
+    for file in files:
+        first = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+        print(f"{file.stem:{width}}  {first}")
+
+
+@command()
 def demo(
     model: Annotated[StarterModel, typer.Option(help="tiny: a model made here, on additions; smollm2: a real one, on sentences")] = "tiny",
     seed: Seed = 0,
     set: Set = None,
 ) -> None:
     """Make a model to start from and train it with GRPO on tasks it has never seen."""
-    from rlft.runs import run
-
-    recipe, folder = ("demo", f"runs/starter-{seed}") if model == "tiny" else ("sentences", "runs/smollm2")
-    made = _build(model, Path(folder), seed)
+    recipe = "demo" if model == "tiny" else "sentences"
+    made = _build(model, _folder(model, seed), seed)
     seeded = [f"model={made}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]
     config = load(recipe, [*seeded, *(set or ())])
-    run.train(config, overwrite=Path(config.run_dir).exists())
+    screen = Screen()
+    _announce(screen, "demo", recipe, config)
+    with screen.phase(LIBRARIES):
+        from rlft.runs import run
+
+    run.train(config, overwrite=Path(config.run_dir).exists(), screen=screen)
+
+
+def _folder(model: StarterModel, seed: int) -> Path:
+    """Where a model to start from is kept: the same for `rlft starter` and `rlft demo`."""
+    return Path("runs/smollm2" if model == "smollm2" else f"runs/starter-{seed}" if seed else "runs/starter")
 
 
 def _build(model: StarterModel, folder: Path, seed: int) -> Path:
+    screen = Screen()
+    screen.say(f"{model} model to start from: {folder}")
     if model == "smollm2":
-        from rlft.recipes.smollm2 import build_smollm2
+        with screen.phase("making it out of its Python package, if it is not there", tell=False):
+            from rlft.recipes.smollm2 import build_smollm2
 
-        return build_smollm2(folder)
+            return build_smollm2(folder)
     from rlft.recipes.starter import build_starter
 
     return build_starter(folder, seed)

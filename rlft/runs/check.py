@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -18,7 +20,8 @@ from rlft.actors.reward import RewardWorker
 from rlft.config import RunConfig
 from rlft.data.sources import describe, load_tasks
 from rlft.errors import ConfigError
-from rlft.rewards.compose import compose, pack
+from rlft.report.screen import Screen
+from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rewards.grader import Term
 from rlft.rewards.probes import GOLD, SLOT, Probe, gold_text, probes, trajectory_of
 from rlft.types import Group, Task, Trajectory
@@ -26,6 +29,7 @@ from rlft.types import Group, Task, Trajectory
 AT_ONCE = 64  # tasks graded in one request
 OTHERS = 32  # gold answers of other tasks that wrong ones are taken from
 SHOWN, WIDTH = 5, 70  # cases of a kind that are listed, characters of each
+FIRST_TASKS, FIRST_S = 4, 10.0  # what a run tries at its start, beside the actors that come up
 SAME = 1e-9
 
 
@@ -94,13 +98,63 @@ async def check(config: RunConfig, plan: Plan) -> bool:
     cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng), plan.template)) for task in drawn]
     worker = RewardWorker(pack(terms), config.reward_pool.processes, config.reward_pool.timeout_s)
     try:
-        paid = await pay(worker, cards)
+        with Screen(plan.console).phase("check", tell=False) as phase:
+            paid = await pay(worker, cards, lambda done: phase.count(done, len(cards), "tasks"))
     finally:
         await worker.close()
     relative = any(term.rule.normalize == "group" or term.rule.kind == "group" for term in terms)
     findings = find(paid, relative)
-    _show(paid, findings, [term.rule.name for term in terms], say)
-    return not (findings.below or findings.as_gold or (plan.strict and findings.lenient))
+    _show(paid, findings, say)
+    say(_by_component(paid, [term.rule.name for term in terms]))
+    wrong = verdict(findings, plan.strict)
+    say(f"[bold]verdict: {'not sound' if wrong else 'sound'}[/bold]" + "".join(f"\n  - {escape(one)}" for one in wrong))
+    return not wrong
+
+
+def verdict(findings: Findings, strict: bool = False) -> list[str]:
+    """What is wrong with a reward, in words; nothing where it is sound."""
+    lost = sum(math.isnan(case.reward) for case in findings.below)
+    less = len(findings.below) - lost
+    told = {
+        f"{lost} gold answers could not be graded": lost,
+        f"{less} gold answers earn less than another task's: is a right answer said otherwise? (--template, --gold)": less,
+        f"{len(findings.as_gold)} wrong answers earn as much as gold: {_kinds(findings.as_gold)}": len(findings.as_gold),
+        f"{len(findings.lenient)} answers that only hold the gold earn as much: {_kinds(findings.lenient)}": strict * len(findings.lenient),
+    }
+    return [text for text, counts in told.items() if counts]
+
+
+async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: float, seed: int) -> str:
+    """What a reward pays for the gold answers of a few tasks and for wrong ones, in one line; "" where that cannot be told
+    without models or services, or where tasks have no right answers."""
+    golds = {task.id: gold for task in tasks[: FIRST_TASKS * AT_ONCE] if (gold := gold_text(task)) is not None}
+    right = [task for task in tasks[: FIRST_TASKS * AT_ONCE] if task.id in golds]
+    if not right or grader.scorers:
+        return ""
+    rng = random.Random(seed)
+    drawn = rng.sample(right, min(FIRST_TASKS, len(right)))
+    cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng))) for task in drawn]
+    worker = RewardWorker(grader, 1, timeout_s)
+    try:
+        async with asyncio.timeout(FIRST_S):
+            paid = await pay(worker, cards)
+    except TimeoutError as error:
+        return f"reward: right and wrong answers to {len(cards)} tasks not graded after {FIRST_S:g} s {error}; try `rlft check`"
+    finally:
+        await worker.close()
+    return first_words(paid, find(paid, any(rule.normalize == "group" or rule.kind == "group" for rule in grader.rules)))
+
+
+def first_words(paid: Sequence[Paid], findings: Findings) -> str:
+    """A first look in one line."""
+    golds = [case.reward for case in paid if case.probe.kind == GOLD]
+    others = [case.reward for case in paid if case.probe.kind != GOLD and not case.probe.lenient]
+    earned = ", ".join(sorted({"not graded" if math.isnan(value) else f"{value:.3g}" for value in golds}))
+    most = max((value for value in others if not math.isnan(value)), default=math.nan)
+    said = f"reward of {len(golds)} right answers as the data has them: {earned}; of wrong ones at most {most:.3g}"
+    if not verdict(findings):
+        return f"{said}; sound so far (`rlft check` tries all)"
+    return f"{said}; look with `rlft check`: {verdict(findings)[0]}"
 
 
 def usable(terms: Sequence[Term], scorers: bool) -> tuple[list[Term], list[str]]:
@@ -111,10 +165,13 @@ def usable(terms: Sequence[Term], scorers: bool) -> tuple[list[Term], list[str]]
     return kept, [term.rule.name for term in terms if term not in kept]
 
 
-async def pay(worker: RewardWorker, cards: Sequence[tuple[Task, Sequence[Probe]]]) -> list[Paid]:
-    """Grade every task's answers, as one group, through the grader of a run."""
+async def pay(
+    worker: RewardWorker, cards: Sequence[tuple[Task, Sequence[Probe]]], told: Callable[[int], None] = lambda done: None
+) -> list[Paid]:
+    """Grade every task's answers, as one group, through the grader of a run; `told` hears how many tasks are done."""
     paid: list[Paid] = []
     for start in range(0, len(cards), AT_ONCE):
+        told(start)
         part = cards[start : start + AT_ONCE]
         groups = [Group(task.id, tuple(trajectory_of(task, probe.text, i) for i, probe in enumerate(asked))) for task, asked in part]
         for (task, asked), group in zip(part, await worker.grade(groups), strict=True):
@@ -147,22 +204,46 @@ def _others(task: Task, tasks: Sequence[Task], golds: dict[str, str], rng: rando
     return [golds[other.id] for other in drawn if other is not task]
 
 
-def _show(paid: Sequence[Paid], findings: Findings, parts: Sequence[str], say: Callable[[Any], None]) -> None:
-    table = Table(Column("answer", no_wrap=True), "tasks", "not graded", "reward", "most", "paid as gold", *map(escape, parts))
+def _show(paid: Sequence[Paid], findings: Findings, say: Callable[[Any], None]) -> None:
+    table = Table(Column("answer", no_wrap=True), "tasks", "not graded", "reward", "most", "paid as gold")
     caught = {id(case) for case in (*findings.as_gold, *findings.lenient)}
     for kind in dict.fromkeys(case.probe.kind for case in paid):
         cases = [case for case in paid if case.probe.kind == kind]
-        graded = [case for case in cases if not math.isnan(case.reward)]
-        rewards = [case.reward for case in graded]
+        rewards = [case.reward for case in cases if not math.isnan(case.reward)]
         as_gold = "" if kind == GOLD else f"{sum(id(case) in caught for case in cases) / len(cases):.0%}"
-        means = [_mean(case.graded.parts[part] for case in graded if part in case.graded.parts) for part in parts]
         most = f"{max(rewards):.3g}" if rewards else "-"
-        table.add_row(kind, str(len(cases)), str(len(cases) - len(graded)), _mean(rewards), most, as_gold, *means)
+        table.add_row(kind, str(len(cases)), str(len(cases) - len(rewards)), _mean(rewards), most, as_gold)
     say(table)
     _list("gold answers that do not earn the maximum", findings.below, say)
     _list("wrong answers that are paid as much as gold", findings.as_gold, say)
     _list("answers with the gold in them that are paid as much as gold (an error with --strict)", findings.lenient, say)
     _list("wrong answers that cannot be graded", findings.ungraded, say)
+
+
+def _by_component(paid: Sequence[Paid], parts: Sequence[str]) -> Table:
+    table = Table("component", "gold", "wrong", "most", "what it tells")
+    for part in parts:
+        told = [(case, case.graded.parts[part]) for case in paid if part in case.graded.parts]
+        right = [value for case, value in told if case.probe.kind == GOLD]
+        wrong = [value for case, value in told if case.probe.kind != GOLD and not case.probe.lenient]
+        table.add_row(escape(part), _mean(right), _mean(wrong), f"{max(wrong):.3g}" if wrong else "-", tells(right, wrong))
+    return table
+
+
+def tells(right: Sequence[float], wrong: Sequence[float]) -> str:
+    """Whether a component tells right answers from wrong ones."""
+    if not right or not wrong:
+        return "nothing: it was not graded" if not right else "no wrong answer was graded"
+    if max(*right, *wrong) - min(*right, *wrong) <= SAME:
+        return "nothing: always the same"
+    if min(right) > max(wrong) + SAME:
+        return "right from wrong"
+    return "right from most wrong" if fmean(right) > fmean(wrong) + SAME else "something else than right"
+
+
+def _kinds(cases: Sequence[Paid]) -> str:
+    counted = Counter(case.probe.kind for case in cases)
+    return ", ".join(f"{kind} ({number})" for kind, number in counted.most_common(3)) + (", ..." if len(counted) > 3 else "")
 
 
 def _list(title: str, cases: Sequence[Paid], say: Callable[[Any], None]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rlft.config import RunConfig
 from rlft.data.sources import BadRow, describe
 from rlft.envs.base import EnvFn, ToolSpec
-from rlft.errors import ConfigError, DataError, RenderError
+from rlft.errors import ConfigError, DataError, RenderError, explain
 from rlft.report.progress import shown
 from rlft.rollout.renderer import Renderer
 from rlft.rollout.templates import TOOL_ROLE
@@ -54,7 +54,7 @@ def offered(make_env: EnvFn, task: Task) -> Offered:
             if inspect.isawaitable(closing):
                 asyncio.run(_wait(closing))
         except Exception as error:
-            raise ConfigError(f"env: making and closing one for task {task.id} raised {type(error).__name__}: {error}") from error
+            raise ConfigError(f"env: making and closing one for task {task.id} raised {explain(error)}") from error
     return Offered(tools, tuple(named) if named is not None else (TOOL_ROLE,) if tools else ("user",))
 
 

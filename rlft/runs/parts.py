@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlft.config import DataConfig, RunConfig, check_model
-from rlft.data.sources import BadRow, load_tasks, shaped
+from rlft.config import DataConfig, RunConfig
+from rlft.data.sources import UNSET, BadRow, load_tasks, shaped
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
+from rlft.hub import check_model
 from rlft.report.progress import shown
-from rlft.rewards.compose import PackedGrader, compose, pack
+from rlft.rewards.compose import PackedGrader, pack
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rollout.templates import check_template
+from rlft.runs.first import make_env_fn, make_terms
 from rlft.runs.fit import fit_context, fit_demonstrations, offered
-from rlft.runs.start import judge_models, judge_rollout, make_env_fn
+from rlft.runs.start import judge_models, judge_rollout
 from rlft.types import Task
 
 
@@ -43,10 +45,7 @@ def prepare(
     """Load and check everything that can be checked without an actor."""
     check_model(config.model)
     make_env = make_env_fn(config, env)
-    terms = compose(config.reward if reward is None else reward)
-    if not terms and env is None and config.env.get("name") == "single_turn":
-        raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
-    grader = pack(terms)
+    grader = pack(make_terms(config, reward, env))
     for judge, size in judge_models(grader).items():
         judge_rollout(config.rollout, judge, size)  # refuses what its engine would, but at once
     renderer = load_renderer(config.model, config.chat_template)
@@ -83,7 +82,7 @@ def load_source(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> t
             raise DataError(f"{where}: an empty list of tasks; give at least one")
         return [shaped(task) for task in tasks], ()
     if not data.source:
-        raise DataError(f"{where}.source is not set; give a .jsonl, .json or .parquet file, a Hub name, or 'module:function'")
+        raise DataError(UNSET.replace("data", where, 1))
     try:
         return load_tasks(data, lambda rows: shown(rows, f"[{where}] rows read"))
     except DataError as error:

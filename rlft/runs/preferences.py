@@ -10,22 +10,28 @@ from typing import Any
 
 from rlft import algorithms
 from rlft.algorithms.base import Algorithm
-from rlft.config import DataConfig, RunConfig, check_model
+from rlft.config import DataConfig, RunConfig
 from rlft.data.disk import write_text
 from rlft.data.preferences import PairStream, Preference, TokenPair, load_preferences, tokenize_pairs
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError, DataError
+from rlft.hub import check_model
 from rlft.learner.batching import assign
 from rlft.learner.rows import Row, demonstration_row, pack_rows
 from rlft.loop import learn
 from rlft.report import summary
+from rlft.report.callbacks import Callback
+from rlft.report.screen import Screen
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Source, load_config, load_encoder
 from rlft.rollout.renderer import load_renderer
+from rlft.runs.beginning import READING, bring_up, shown_ray
 from rlft.runs.checkpoints import PROGRESS, writing
 from rlft.runs.defaults import with_rates
-from rlft.runs.preflight import check_run_dir, look_ahead, num_saves, tell
-from rlft.runs.start import make_algorithm, put, ray_session, start_learner
+from rlft.runs.first import check_run_dir, make_algorithm
+from rlft.runs.preflight import look_ahead, num_saves, tell
+from rlft.runs.start import put, start_learner
+from rlft.runs.stopping import note
 from rlft.types import GroupRef
 
 METHODS = ("dpo", "ipo", "kto")
@@ -36,7 +42,13 @@ OFFERED = frozenset({"old_logprobs", "ref_logprobs"})
 
 
 def dpo(
-    config: RunConfig, *, pairs: Sequence[Preference] | None = None, address: str | None = None, overwrite: bool = False
+    config: RunConfig,
+    *,
+    pairs: Sequence[Preference] | None = None,
+    address: str | None = None,
+    overwrite: bool = False,
+    screen: Screen | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train a policy on preference pairs to the end of the run and return the summary that lies in its folder.
 
@@ -48,6 +60,8 @@ def dpo(
         pairs: preferences to use instead of what the run file names.
         address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
         overwrite: replace the folder of an earlier run.
+        screen: shows the run; default a new one.
+        callbacks: what else is to hear of steps, evaluations, checkpoints and alarms.
 
     Raises:
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
@@ -56,13 +70,15 @@ def dpo(
     algorithm = _algorithm(config)
     check_run_dir(config.run_dir)
     check_model(config.model)
-    tokens, bad_rows = _load(config, pairs)
-    told = look_ahead(config, load_renderer(config.model, config.chat_template), num_saves([config]))
+    screen = screen or Screen()
+    with screen.phase(READING):
+        tokens, bad_rows = _load(config, pairs)
+        told = look_ahead(config, load_renderer(config.model, config.chat_template), num_saves([config]))
     folder = RunFolder.create(config.run_dir, config, overwrite)
-    with Tracker(folder, config) as tracker:
+    with Tracker(folder, config, screen=screen, callbacks=callbacks) as tracker:
         tracker.quarantine(bad_rows)
         tell(tracker, told)
-        with ray_session(config, address, rollouts=False):
+        with shown_ray(screen, config, address, rollouts=False):
             return asyncio.run(_train(config, algorithm, tokens, folder, tracker))
 
 
@@ -70,17 +86,19 @@ async def _train(
     config: RunConfig, algorithm: Algorithm, pairs: Sequence[TokenPair], folder: RunFolder, tracker: Tracker
 ) -> dict[str, Any]:
     learner = start_learner(config, algorithm, None, folder.path.resolve())
-    tracker.learner(await learner.ready())
+    tracker.learner(*await bring_up(tracker, {"learner": learner.ready()}))
     stream = PairStream(pairs, config.seed, config.data.shuffle)
 
     async def after_step(step: int) -> None:
         if step == config.steps or (config.tracking.save_every and step % config.tracking.save_every == 0):
             target = folder.checkpoints.resolve() / f"step-{step:06d}"
-            with writing(target):
+            with tracker.phase(f"checkpoint {step}", tell=False), writing(target):
                 await learner.save(target)
                 write_text(target / PROGRESS, json.dumps({"step": step, "position": stream.position}))
+            tracker.saved(step, folder.checkpoints / target.name)
 
     await learn(_batches(stream, config), learner, algorithm, tracker, config.steps, after_step)
+    note(over=True)
     tracker.finish(summary.summarize_run(folder, config.steps))
     summary.show_run(tracker.console, folder, {})
     return summary.read_summary(folder)

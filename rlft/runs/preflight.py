@@ -1,8 +1,9 @@
-"""What can be found before a run starts: the model's limits, whether a checkpoint can be written, room for it on the disk."""
+"""What can be found before a run starts: the tokenizer's limits, whether a checkpoint can be written, room for it on the disk."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import tempfile
@@ -10,23 +11,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlft.algorithms.base import Algorithm
-from rlft.config import RolloutConfig, RunConfig, check_model
+from rlft.config import RunConfig
 from rlft.errors import ConfigError
 from rlft.learner.policy import save_settings
 from rlft.report.tracking import Tracker
 from rlft.rollout.renderer import Renderer
-from rlft.runs.limits import context_length, model_config, tokens_without_embedding
+from rlft.runs.first import existing
+from rlft.runs.limits import model_config, tokens_without_embedding
 
 ADAM_BYTES = 12  # of a trained parameter in the optimizer's state: float32 weight and two moments
 GB = 1e9
+CHAT_NAME = re.compile(r"(?i)(^|[-_.])(instruct|chat|it)($|[-_.])")
+CHAT_MARKS = {
+    *("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<|assistant|>", "<|user|>", "<|turn>", "<|start|>"),
+    *("<｜User｜>", "<|START_OF_TURN_TOKEN|>", "<|start_of_role|>", "<|user_start|>"),
+}
 
 
 def look_ahead(config: RunConfig, renderer: Renderer, num_saves: int, critic: str = "", keeps_state: bool = False) -> list[str]:
     """What a run that trains should be told about its model and its checkpoints. Raises ConfigError where they would end it."""
     check_savable(config.model, renderer.tokenizer)
-    unknown = check_vocabulary(config.model, renderer.tokenizer, sorted(renderer.eos_ids))
-    return [*unknown, *check_room(config, num_saves, critic, keeps_state)]
+    return [*check_tokenizer(config.model, renderer), *check_room(config, num_saves, critic, keeps_state)]
 
 
 def tell(tracker: Tracker, told: Sequence[str]) -> None:
@@ -35,68 +40,21 @@ def tell(tracker: Tracker, told: Sequence[str]) -> None:
         tracker.warn(message)
 
 
-def with_context(config: RunConfig) -> RunConfig:
-    """The run file with `rollout.max_model_len` as the model has it where nothing is said; each stage's own is checked too.
-
-    Raises:
-        ConfigError: no such model, a context longer than its positions, or no room in it for an answer.
-    """
-    check_model(config.model)
-    length = context_length(config.model, config.rollout.max_model_len, "rollout.max_model_len")
-    resolved = config.model_copy(update={"rollout": config.rollout.model_copy(update={"max_model_len": length})})
-    for where, rollout in [
-        ("", resolved.rollout),
-        *((f"stages[{i}].", resolved.of_stage(i).rollout) for i in range(len(config.stages))),
-    ]:
-        context_length(config.model, rollout.max_model_len, f"{where}rollout.max_model_len")
-        if rollout.max_tokens >= rollout.max_model_len:
-            raise ConfigError(
-                f"{where}rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {rollout.max_model_len}"
-            )
-    return resolved
+def check_tokenizer(model: str, renderer: Renderer) -> list[str]:
+    """What a person should know about a model's tokenizer. Raises ConfigError, as `check_vocabulary`."""
+    return [*check_vocabulary(model, renderer.tokenizer, sorted(renderer.eos_ids)), *check_chat(model, renderer)]
 
 
-def check_run_dir(path: str | Path) -> None:
-    """Refuse a run_dir in which nothing can be written: read-only, too long a name, a file on the way. Raises ConfigError."""
-    try:
-        with tempfile.TemporaryFile(dir=existing(Path(path))):
-            pass
-    except OSError as error:
-        raise ConfigError(f"run_dir {str(path)!r} cannot be written: {error.strerror or error}; choose another") from error
-
-
-def check_sampling(rollout: RolloutConfig, algorithm: Algorithm) -> None:
-    """Refuse samples that an algorithm cannot learn from: all alike, alone in their group, or of another distribution than the
-    one that the learner computes. Raises ConfigError."""
-    if rollout.temperature <= 0:
-        raise ConfigError(
-            f"rollout.temperature: training needs a temperature above 0, got {rollout.temperature}: "
-            "at 0 all answers to a task are the same one, and none is better than another"
-        )
-    if rollout.group_size < algorithm.min_group:
-        raise ConfigError(
-            f"rollout.group_size {rollout.group_size}: algorithm {algorithm.name!r} compares trajectories of a task with each other, and "
-            f"fewer than {algorithm.min_group} teach nothing: raise it, or take one that does without (reinforce_pp, remax, ppo)"
-        )
-    cut = [f"{key} {value:g}" for key, value in _truncation(rollout).items() if value != RolloutConfig.model_fields[key].default]
-    if cut and not algorithm.may_truncate:
-        raise ConfigError(
-            f"rollout.{cut[0]}: algorithm {algorithm.name!r} needs samples of the policy itself. The engine would report the probabilities "
-            "of a truncated distribution, and the learner compute those of the whole one: leave top_p, top_k and min_p out of [rollout], "
-            "and set them in [eval] if you like, or imitate samples (rft, rwr, dpo, kto)"
-        )
-
-
-def _truncation(rollout: RolloutConfig) -> dict[str, float]:
-    return {"top_p": rollout.top_p, "top_k": rollout.top_k, "min_p": rollout.min_p}
-
-
-def existing(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists. Raises OSError."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
+def check_chat(model: str, renderer: Renderer) -> list[str]:
+    """A warning where a model that was made for chat, by its name or its control tokens, comes without a chat template."""
+    marks = sorted(token for token in renderer.tokenizer.get_vocab() if token in CHAT_MARKS)
+    if not renderer.chat.template.plain or not (marks or CHAT_NAME.search(Path(model).name)):
+        return []
+    why = f"its tokenizer has {marks[0]!r}" if marks else "its name says so"
+    return [
+        f"model {model!r} has no chat template, though it was made for chat ({why}): prompts reach it as plain text. Set chat_template to "
+        "its template, or copy chat_template.jinja from the model's origin into the folder"
+    ]
 
 
 def check_vocabulary(model: str, tokenizer: Any, eos_ids: Sequence[int]) -> list[str]:

@@ -14,21 +14,27 @@ import numpy as np
 from rlft.actors.reward_model_learner import RewardModelLearner
 from rlft.actors.reward_model_rank import RewardModelRank
 from rlft.algorithms.preference import bradley_terry
-from rlft.config import DataConfig, RunConfig, check_model
+from rlft.config import DataConfig, RunConfig
 from rlft.data.disk import write_text
 from rlft.data.preferences import EncodedPair, PairStream, Preference, encode_pairs, load_preferences
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError, DataError
+from rlft.hub import check_model
 from rlft.loop import learn
 from rlft.report import preferences as preference_report
 from rlft.report import summary
+from rlft.report.callbacks import Callback
 from rlft.report.preferences import PreferenceReport
+from rlft.report.screen import Screen
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
+from rlft.runs.beginning import READING, bring_up, shown_ray
 from rlft.runs.checkpoints import PROGRESS, writing
 from rlft.runs.defaults import with_rates
-from rlft.runs.preflight import check_room, check_run_dir, check_savable, num_saves, tell
-from rlft.runs.start import ray_session, start_ranks
+from rlft.runs.first import check_run_dir
+from rlft.runs.preflight import check_room, check_savable, num_saves, tell
+from rlft.runs.start import start_ranks
+from rlft.runs.stopping import note
 
 SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout", "critic", "stages")
 LEARNER_KEYS = ("logprob_chunk", "num_minibatches", "num_epochs")
@@ -51,6 +57,8 @@ def train_rm(
     eval_pairs: Sequence[Preference] | None = None,
     address: str | None = None,
     overwrite: bool = False,
+    screen: Screen | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train a reward model to its end and return the summary that lies in the run folder.
 
@@ -61,6 +69,8 @@ def train_rm(
         pairs, eval_pairs: preferences to use instead of what the run file names.
         address: a Ray cluster to join; default RAY_ADDRESS, else Ray on this machine.
         overwrite: replace the folder of an earlier run.
+        screen: shows the run; default a new one.
+        callbacks: what else is to hear of steps, evaluations, checkpoints and alarms.
 
     Raises:
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
@@ -69,20 +79,21 @@ def train_rm(
     _check_applies(config)
     check_run_dir(config.run_dir)
     check_model(config.model)
-    source = Source(config.model, chat_template=config.chat_template)
-    encoder = load_encoder(source, load_config(source))
-    train, bad = _load("data", config.data, config, pairs, encoder)
-    held: list[EncodedPair] = []
-    if config.eval.data.source or eval_pairs is not None:
-        held, bad_held = _load("eval.data", config.eval.data, config, eval_pairs, encoder)
-        bad += bad_held
-    check_savable(config.model, encoder.tokenizer)
+    screen, held = screen or Screen(), list[EncodedPair]()
+    with screen.phase(READING):
+        source = Source(config.model, chat_template=config.chat_template)
+        encoder = load_encoder(source, load_config(source))
+        train, bad = _load("data", config.data, config, pairs, encoder)
+        if config.eval.data.source or eval_pairs is not None:
+            held, bad_held = _load("eval.data", config.eval.data, config, eval_pairs, encoder)
+            bad += bad_held
+        check_savable(config.model, encoder.tokenizer)
     told = check_room(config, num_saves([config]), keeps_state=False)
     folder = RunFolder.create(config.run_dir, config, overwrite)
-    with Tracker(folder, config) as tracker:
+    with Tracker(folder, config, screen=screen, callbacks=callbacks) as tracker:
         tracker.quarantine(bad)
         tell(tracker, told)
-        with ray_session(config, address, rollouts=False):
+        with shown_ray(screen, config, address, rollouts=False):
             lengths = np.array([pair.answer_tokens for pair in held]).reshape(-1, 2)
             return asyncio.run(_train(config, train, _Held(held, lengths, {}), source.chat_template, folder, tracker))
 
@@ -91,14 +102,15 @@ async def _train(
     config: RunConfig, pairs: Sequence[EncodedPair], held: _Held, chat_template: str, folder: RunFolder, tracker: Tracker
 ) -> dict[str, Any]:
     learner = RewardModelLearner(start_ranks(config, RewardModelRank, chat_template=chat_template), config.learner.timeout_s)
-    tracker.learner(await learner.ready())
+    tracker.learner(*await bring_up(tracker, {"learner": learner.ready()}))
     stream = PairStream(pairs, config.seed, config.data.shuffle)
     scores = np.zeros((0, 2))
 
     async def measure(step: int) -> None:
         nonlocal scores
         if held.pairs:
-            scores = await learner.score(held.pairs)
+            with tracker.phase(f"evaluation {'before training' if step == 0 else f'after step {step}'}", tell=step == 0):
+                scores = await learner.score(held.pairs)
             held.reports[step] = preference_report.report(scores, held.lengths)
             tracker.evaluation(step, held.reports[step].figures())
 
@@ -108,13 +120,15 @@ async def _train(
             await measure(step)
         if last or (config.tracking.save_every and step % config.tracking.save_every == 0):
             target = folder.checkpoints.resolve() / f"step-{step:06d}"
-            with writing(target):
+            with tracker.phase(f"checkpoint {step}", tell=False), writing(target):
                 await learner.save(target)
                 write_text(target / PROGRESS, json.dumps({"step": step, "position": stream.position}))
+            tracker.saved(step, folder.checkpoints / target.name)
 
     await measure(0)
     # The loop hands batches and the loss on to the learner without looking at them.
     await learn(cast(Any, _batches(stream, config)), cast(Any, learner), cast(Any, bradley_terry), tracker, config.steps, after_step)
+    note(over=True)
     tracker.finish(summary.summarize_run(folder, config.steps) | _summary(held.reports, config.steps))
     summary.show_run(tracker.console, folder, {})
     if held.pairs:

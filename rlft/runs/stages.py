@@ -5,7 +5,6 @@ A run without `[[stages]]` is a run of one.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,14 @@ from rlft.report import summary
 from rlft.report.evaluation import Evaluation
 from rlft.report.tracking import RunFolder, Tracker
 from rlft.runs import checkpoints
+from rlft.runs.beginning import bring_up
+from rlft.runs.check import first_look
 from rlft.runs.checkpoints import LEDGER, STATE, Saved
-from rlft.runs.evaluation import evaluate_policy
+from rlft.runs.evaluation import evaluate_policy, store_results
+from rlft.runs.first import check_sampling, make_algorithm
 from rlft.runs.parts import Parts, prepare, taught
-from rlft.runs.preflight import check_sampling
-from rlft.runs.start import Crew, Origin, check_needs, gives_turn_rewards, make_algorithm, start
+from rlft.runs.start import Crew, Origin, check_needs, gives_turn_rewards, start
+from rlft.runs.stopping import note
 from rlft.types import Task
 
 
@@ -123,6 +125,7 @@ async def run_stages(config: RunConfig, stages: Sequence[Stage], folder: RunFold
         if stage.index == len(stages) - 1:
             break
         saved = Saved(saved.step, stage.index + 1, num_groups=saved.num_groups, weights=saved.name, rows=saved.rows)
+    note(over=True)
     tracker.finish(summary.summarize_run(folder, saved.step))
     summary.show_run(tracker.console, folder, run.evaluations)
     return summary.read_summary(folder)
@@ -145,16 +148,21 @@ class _Run:
             self.tracker.begin_stage(stage.index, stage.options.name, stage.config.guards)
         if saved.stage_step and not (self.folder.checkpoints / saved.name / STATE).is_dir():
             self.tracker.warn(f"{saved.name} holds no optimizer state (tracking.save_state): the optimizer, and a critic, start anew")
-        crew = start_crew(self.config, stage, saved, self.folder)
+        with self.tracker.phase("placing the actors"):
+            crew = start_crew(self.config, stage, saved, self.folder)
         try:
-            _, told = await asyncio.gather(crew.rollouts.warm_up(), crew.learner.ready())
+            trying = [self._try_reward(stage)] if saved.step == 0 else []
+            told, *_ = await bring_up(self.tracker, {"learner": crew.learner.ready(), **crew.rollouts.starting()}, trying)
             self.tracker.learner(told)
             attempts = await self._first_attempts(stage, saved, crew)
             if saved.step == 0 or self._measures_anew(stage, saved):
                 await self._measure(stage, crew, saved.step)
-            return await self._train(stage, saved, crew, attempts)
-        finally:
-            await crew.dismiss()
+            ended = await self._train(stage, saved, crew, attempts)
+        except BaseException:
+            await crew.abandon()
+            raise
+        await crew.dismiss()
+        return ended
 
     async def _train(self, stage: Stage, saved: Saved, crew: Crew, attempts: Mapping[str, str]) -> Saved:
         config, algorithm = stage.config, stage.algorithm
@@ -185,8 +193,10 @@ class _Run:
                     weights=saved.weights,
                     rows=len(self.folder.rows()),
                 )
-                await checkpoints.save(crew.learner, self.folder.checkpoints.resolve(), ended, self.ledger, config.tracking.save_state)
+                with self.tracker.phase(f"checkpoint {now.step}", tell=False):
+                    await checkpoints.save(crew.learner, self.folder.checkpoints.resolve(), ended, self.ledger, config.tracking.save_state)
                 self.ledger.save(self.folder.ledger)
+                self.tracker.saved(now.step, self.folder.checkpoints / ended.name)
             return last
 
         temperature = moving_temperature(config.rollout)
@@ -201,10 +211,19 @@ class _Run:
         """Evaluate and record. Returns the figures as they are recorded; none without held-out tasks."""
         if not stage.parts.eval_tasks:
             return {}
-        found = await evaluate_policy(crew.rollouts, stage.parts.eval_tasks, stage.config.eval, stage.config.reward_pool.max_failed)
+        config, tasks = stage.config, stage.parts.eval_tasks
+        with self.tracker.phase(f"evaluation {'before training' if step == 0 else f'after step {step}'}", tell=step == 0) as phase:
+            found = await evaluate_policy(crew.rollouts, tasks, config.eval, config.reward_pool.max_failed, phase)
+        store_results(self.folder.evaluations, step, found, config.eval)
         self.evaluations[step] = found
-        self.tracker.evaluation(step, found.summary)
+        self.tracker.evaluation(step, found.summary, found.sampled)
         return {f"eval/{name}": value for name, value in found.summary.items()}
+
+    async def _try_reward(self, stage: Stage) -> None:
+        """Say what the reward pays for a few right and wrong answers."""
+        parts, pool = stage.parts, stage.config.reward_pool
+        if parts.grader.rules and (told := await first_look(parts.grader, parts.tasks, pool.timeout_s, stage.config.seed)):
+            self.tracker.say(told)
 
     def _measures_anew(self, stage: Stage, saved: Saved) -> bool:
         """Whether an evaluation at the stage's beginning tells more than the one that the stage before ended with."""
@@ -219,7 +238,8 @@ class _Run:
             if saved.step:
                 raise ConfigError(f"{file} is gone, and only the run's model can give first attempts; start the run anew")
             tasks = list({task.id: task for task in wanted}.values())
-            sampled = await crew.rollouts.evaluate(tasks, stage.config.rollout, 1, "first")
+            with self.tracker.phase("first attempts"):
+                sampled = await crew.rollouts.evaluate(tasks, stage.config.rollout, 1, "first")
             said = [{"id": s.task.id, "text": s.said[0][0]} for s in sampled if s.said and s.said[0]]
             write_text(file, "".join(json.dumps(line) + "\n" for line in said))
         return read_first_attempts(file) if wanted else {}

@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
-import socket
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlft import algorithms, envs
 from rlft.actors.judge_engine import Completing, JudgeEngine
 from rlft.actors.learner import Learner
 from rlft.actors.learner_rank import LearnerRank, free_address
 from rlft.actors.reward import RewardWorker
 from rlft.actors.rollout_worker import RolloutWorker
-from rlft.actors.rollouts import Grading, Rollouts
+from rlft.actors.rollouts import STORE_S, Grading, Rollouts
 from rlft.actors.weights.probe import Probe, probe_ids
 from rlft.actors.weights.transfer import Transfer, choose_transfer
 from rlft.algorithms.base import Algorithm, Need
-from rlft.config import CriticConfig, RolloutConfig, RunConfig, check_model
+from rlft.config import CriticConfig, RolloutConfig, RunConfig
+from rlft.data.stored import PARTS
 from rlft.envs.base import EnvFn
-from rlft.errors import ConfigError, DataError, StallError
-from rlft.names import bind
+from rlft.errors import ConfigError, DataError, RlftError, StallError
+from rlft.hub import check_model
 from rlft.rewards.compose import PackedGrader
 from rlft.rewards.grader import EngineSize, SizesEngines, UsesEngines
 from rlft.rewards.learned.judge import POLICY
 from rlft.rollout.renderer import Renderer
+from rlft.runs.joining import TOKEN_HINT, prepare_to_join
 from rlft.runs.limits import context_length
+from rlft.runs.stopping import leave_signals_to_guard, note
 from rlft.types import Task
 
-CONNECT_S = 30.0
-JOIN_HINT = "check the address; if Ray there wants a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to it"
-
-
-def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
-    """The environment that the run file names, or the one handed in."""
-    made = bind(config.env, envs.BUILTIN, "env") if env is None else env
-    if not callable(made):
-        raise ConfigError(f"env: expected a class or function that makes an environment from a task, got {type(made).__name__}")
-    _check_call(made, (None,), f"env {config.env.get('name')!r}" if env is None else "env")
-    return made
-
-
-def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
-    """The algorithm that the run file names, or the one handed in."""
-    if algorithm is not None:
-        if not isinstance(algorithm, Algorithm):
-            raise ConfigError(f"algorithm: expected an Algorithm such as grpo() returns, got {type(algorithm).__name__}")
-        return algorithm
-    name, make = config.algorithm.get("name"), bind(config.algorithm, algorithms.BUILTIN, "algorithm")
-    _check_call(make, (), f"algorithm {name!r}")
-    made = make()
-    if not isinstance(made, Algorithm):
-        raise ConfigError(f"algorithm {name!r}: expected it to return an Algorithm, got {type(made).__name__}")
-    return made
+ABANDON_S = 3.0  # for stored rollouts to reach the disk when a run fails
 
 
 def gives_turn_rewards(make_env: EnvFn, task: Task) -> bool:
@@ -101,36 +78,41 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
 
     Raises:
         ConfigError: no cluster at that address, or one that wants another token.
+        StallError: Ray did not start here.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    doing = f"joining Ray at {address}" if address else "starting Ray"
+    note(folder=config.run_dir, steps=config.steps, resumable=learner and rollouts, over=False, doing=doing)
+    if address:
+        prepare_to_join(address)
     import ray
     from ray.exceptions import AuthenticationError
 
-    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": "RLFT_ACTOR_LOGS" in os.environ, "logging_level": "ERROR"}
     if address:
         try:
-            _check_open(address)
             ray.init(address=address, **options)
         except (AuthenticationError, OSError, ValueError) as error:  # without a token it is a ConnectionError
-            raise ConfigError(f"cannot join a Ray cluster at {address}: {error}; {JOIN_HINT}") from error
+            raise ConfigError(f"cannot join a Ray cluster at {address}: {error}; {TOKEN_HINT}") from error
     else:
         pool = config.reward_pool.num_workers * config.reward_pool.cpus
         learners = config.learner.num_ranks * config.learner.cpus
         engines = (config.rollout.num_workers + judges) * config.rollout.cpus
         cpus = (engines + pool) * rollouts + learners * learner
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 starves actors beside any other busy process
-        ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # actors have environments of their own, and use no such worker
+        try:
+            ray.init(address="local", num_cpus=math.ceil(cpus), include_dashboard=False, **options)
+        except Exception as error:  # Ray has no narrower one for this
+            raise StallError(
+                f"Ray did not start on this machine, which may be too busy: {str(error).splitlines()[0]}; try again"
+            ) from error
+    leave_signals_to_guard()
+    note(doing="starting actors")
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_open(address: str) -> None:
-    """Ray itself tries a port that nobody listens on for more than six minutes. Raises OSError."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
 
 
 @dataclass(frozen=True)
@@ -197,16 +179,17 @@ def start_learner(
 def start_ranks(config: RunConfig, cls: type, group: Any = None, **options: Any) -> list[Any]:
     """Start DeepSpeed ranks of a class, as one gang: all are placed, or none. Returns their handles, rank 0 first."""
     import ray
-    from ray.exceptions import GetTimeoutError
+    from ray.util.client import ray as client
 
     learner = config.learner
     group = group or learner_bundles(config)
     slots = [Slot(learner.cpus, learner.gpus, group, i) for i in range(learner.num_ranks)]
-    try:
-        address = ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
-    except GetTimeoutError:
+    if not group.wait(learner.timeout_s):
         asked = f"{learner.num_ranks} x ({learner.cpus:g} CPUs, {learner.gpus:g} GPUs)"
-        raise StallError(f"learner: the cluster had no room for {asked} within {learner.timeout_s:.0f} s; it has {_resources()}") from None
+        raise StallError(f"learner: the cluster had no room for {asked} within {learner.timeout_s:.0f} s; it has {_resources()}")
+    # A task takes a process of its own, which takes seconds to start: on a single node it is asked here.
+    alone = len(ray.nodes()) == 1 and not client.is_connected()
+    address = free_address() if alone else ray.get(_on(slots[0], free_address), timeout=learner.timeout_s)
     place = {"world_size": learner.num_ranks, "master_addr": address[0], "master_port": address[1]}
     shared = {**place, "steps": config.steps, "seed": config.seed, **options}
     return [spawn(cls, slot, learner, absolute(config.model), rank=i, **shared) for i, slot in enumerate(slots)]
@@ -233,6 +216,7 @@ def start_rollouts(
 ) -> Rollouts:
     """Start the reward workers and the rollout workers that use them; `needs` are the algorithm's."""
     pool, rollout = config.reward_pool, config.rollout
+    shutil.rmtree(folder / PARTS, ignore_errors=True)  # of a step that was interrupted
     slot = Slot(pool.cpus, pool.gpus)
     rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
     slot = Slot(rollout.cpus, rollout.gpus * rollout.tensor_parallel_size)
@@ -247,12 +231,15 @@ def start_rollouts(
         spawn(RolloutWorker, Slot(cpus, gpus, group, i), found, make_env, graders, put, folder, i, transfer, needs)
         for i in range(rollout.num_workers)
     ]
-    engines = {model: Completing(actors, rollout.timeout_s) for model, actors in {**judges, POLICY: workers}.items()}
+    asked = {model for scorer in grader.scorers.values() if isinstance(scorer, UsesEngines) for model in scorer.engines}
+    offered = {model: actors for model, actors in {**judges, POLICY: workers}.items() if model in asked}
+    engines = {model: Completing(actors, rollout.timeout_s) for model, actors in offered.items()}  # a worker that gets none loads no torch
     starting = [reward.start.remote(engines) for reward in rewards] + [judge.warm_up.remote() for (judge,) in judges.values()]
     helpers = [*rewards, *(judge for (judge,) in judges.values())]
     origin = origin or Origin()
     steps = config.steps - origin.stage_steps_done
-    return Rollouts(workers, config, make_probe(config, renderer), starting, origin.steps_done, steps, origin.num_groups, helpers)
+    numbers = {"steps_done": origin.steps_done, "steps": steps, "first_number": origin.num_groups}
+    return Rollouts(workers, config, make_probe(config, renderer), starting, **numbers, helpers=helpers, rewards=rewards)
 
 
 def judge_models(grader: PackedGrader) -> dict[str, EngineSize]:
@@ -316,13 +303,20 @@ class Crew:
     learner: Learner
     group: Any  # the placement group of the learner ranks
 
-    async def dismiss(self) -> None:
-        """End every actor and give its resources back: the next stage starts its own."""
+    async def abandon(self) -> None:
+        """`dismiss` after an error, which is the one to tell: another one on the way is not, and hardly anything is waited for."""
+        from ray.exceptions import RayError
+
+        with suppress(RlftError, RayError):
+            await self.dismiss(ABANDON_S)
+
+    async def dismiss(self, limit_s: float = STORE_S) -> None:
+        """End every actor, when what it stores is on disk, and give its resources back: the next stage starts its own."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
         try:
-            await self.rollouts.close()
+            await self.rollouts.close(limit_s)
         finally:
             for actor in (*self.rollouts.workers, *self.rollouts.helpers, *self.learner.ranks):
                 ray.kill(actor)
@@ -352,13 +346,6 @@ def put(value: Any) -> Any:
     import ray
 
     return ray.put(value)
-
-
-def _check_call(fn: Callable[..., Any], args: tuple[Any, ...], what: str) -> None:
-    try:
-        inspect.signature(fn).bind(*args)
-    except TypeError as error:
-        raise ConfigError(f"{what}: {error}; give it as an option, or a default") from None
 
 
 def _on(slot: Slot, fn: Callable[[], Any]) -> Any:

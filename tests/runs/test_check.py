@@ -14,11 +14,11 @@ from rich.console import Console
 
 from rlft.config import validate
 from rlft.errors import ConfigError
-from rlft.rewards.compose import compose
+from rlft.rewards.compose import compose, pack
 from rlft.rewards.grader import spoken
 from rlft.rewards.http import HttpReward
 from rlft.rewards.probes import Probe
-from rlft.runs.check import Paid, Plan, check, find, usable
+from rlft.runs.check import Paid, Plan, check, find, first_look, first_words, tells, usable, verdict
 from rlft.types import Task
 
 REWARDS = '''
@@ -70,11 +70,11 @@ def folder(tmp_path, monkeypatch):
     return name
 
 
-def ran(reward, **plan):
+def ran(reward, width=200, **plan):
     """Whether the check passed, and what it printed."""
     out = io.StringIO()
     config = validate({"model": "m", "data": {"source": "tasks.jsonl"}, "reward": reward})
-    sound = asyncio.run(check(config, Plan(console=Console(file=out, width=200), **plan)))
+    sound = asyncio.run(check(config, Plan(console=Console(file=out, width=width), **plan)))
     return sound, out.getvalue()
 
 
@@ -82,8 +82,10 @@ def test_a_sound_reward_passes_and_the_table_shows_what_it_pays(folder):
     sound, said = ran({f"{folder}:exact": 2.0, f"{folder}:rank": 1.0})
     assert sound and "maximum" not in said and "paid as much" not in said
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in said.splitlines() if len(cells := line.split("│")) > 3}
-    assert rows["gold"] == ["6", "0", "2.5", "2.5", "", "1", "0.5"]
-    assert rows["one character changed"] == ["6", "0", "-0.5", "-0.5", "0%", "0", "-0.5"]
+    assert rows["gold"] == ["6", "0", "2.5", "2.5", ""]
+    assert rows["one character changed"] == ["6", "0", "-0.5", "-0.5", "0%"]
+    assert rows["exact"] == ["1", "0", "0", "right from wrong"] and rows["rank"] == ["0.5", "-0.5", "-0.5", "right from wrong"]
+    assert said.rstrip().endswith("verdict: sound")
 
 
 def test_what_gold_earns_by_comparison_within_its_group_need_not_be_the_same_for_all_tasks(folder):
@@ -162,6 +164,67 @@ def test_findings_by_hand():
     assert found.below == (two[0], three[0]) and found.ungraded == (two[1],)
     assert found.as_gold == (one[2],) and found.lenient == (one[3],)
     assert find([*one, *two, *three], relative=True).below == (three[0],)
+
+
+def test_the_tables_fit_eighty_columns_however_many_components_there_are(folder):
+    names = ("exact", "anywhere", "everyone", "half_of_some", "fails_on_empty", "solves")
+    _, said = ran({f"{folder}:{name}": 1.0 for name in names}, width=80)
+    tables = [line for line in said.splitlines() if line[:1] in "┏┃┡│└├"]
+    assert tables and max(map(len, tables)) <= 80 and not any("…" in line for line in tables)
+    assert all(any(line.startswith(f"│ {name} ") for line in tables) for name in names)
+
+
+def test_the_verdict_names_what_is_wrong_and_components_that_tell_nothing(folder):
+    sound, said = ran({f"{folder}:exact": 1.0, f"{folder}:everyone": 0.5})
+    assert sound and "nothing: always the same" in said and said.rstrip().endswith("verdict: sound")
+    sound, said = ran({f"{folder}:everyone": 1.0})
+    assert not sound and "verdict: not sound\n  - " in said and "wrong answers earn as much as gold: " in said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ([1.0, 1.0], [0.0, 0.5], "right from wrong"),
+        ([1.0, 1.0], [0.0, 1.0], "right from most wrong"),
+        ([0.5, 0.5], [0.5, 0.5], "nothing: always the same"),
+        ([0.0, 0.5], [1.0, 0.0], "something else than right"),
+        ([], [0.0], "nothing: it was not graded"),
+        ([1.0], [], "no wrong answer was graded"),
+    ],
+)
+def test_what_a_component_tells(right, wrong, said):
+    assert tells(right, wrong) == said
+
+
+def tasks(answers):
+    return [Task(str(i), ({"role": "user", "content": f"{i}+30="},), answer) for i, answer in enumerate(answers)]
+
+
+def looked(reward, answers, timeout_s=10.0):
+    return asyncio.run(first_look(pack(compose(reward)), tasks(answers), timeout_s, 0))
+
+
+def test_a_run_says_at_its_start_what_its_reward_pays_in_one_line(folder):
+    said = looked({f"{folder}:exact": 1.0}, ["30", "31", "32"])
+    assert said == "reward of 3 right answers as the data has them: 1; of wrong ones at most 0; sound so far (`rlft check` tries all)"
+    assert "look with `rlft check`: " in looked({f"{folder}:everyone": 1.0}, ["30", "31"])
+
+
+def test_nothing_is_said_without_right_answers_or_of_models(folder):
+    assert looked({f"{folder}:exact": 1.0}, [None, None]) == ""
+    assert looked({"far": {"fn": HttpReward(url="http://localhost:1/grade")}}, ["1"]) == ""
+
+
+def test_a_gold_answer_that_cannot_be_graded_is_told_and_stops_nothing(folder):
+    assert "not graded" in looked({f"{folder}:fails_on_gold": 1.0}, ["30"])
+
+
+def test_an_unsound_reward_is_told_by_hand():
+    cases = [paid("1", "gold", 1.0), paid("1", "empty", 1.0)]
+    assert verdict(find(cases)) == ["1 wrong answers earn as much as gold: empty (1)"]
+    assert first_words(cases, find(cases)).endswith("look with `rlft check`: 1 wrong answers earn as much as gold: empty (1)")
+    lenient = [paid("1", "gold", 1.0), paid("1", "denied", 1.0, lenient=True)]
+    assert verdict(find(lenient)) == [] and len(verdict(find(lenient), strict=True)) == 1
 
 
 def test_the_command_exits_with_what_was_found(folder):

@@ -14,8 +14,9 @@ from rlft.errors import ConfigError
 from rlft.learner.policy import save_model
 from rlft.rewards.grader import EngineSize
 from rlft.rewards.learned.judge import Judge
-from rlft.runs.limits import context_length, positions, tokens_without_embedding
-from rlft.runs.preflight import check_savable, check_vocabulary, num_parameters, num_saves, room_for, with_context
+from rlft.rollout.renderer import load_renderer
+from rlft.runs.limits import context_length, positions, stated_positions, tokens_without_embedding, with_context
+from rlft.runs.preflight import check_chat, check_savable, check_vocabulary, num_parameters, num_saves, room_for
 from rlft.runs.start import judge_models, judge_rollout
 
 
@@ -47,6 +48,39 @@ def test_a_stretched_rotary_embedding_counts_as_its_factor_says():
     assert positions(Qwen2Config(max_position_embeddings=2048, rope_parameters=linear)) == 8192
     plain = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 512}
     assert positions(Qwen2Config(max_position_embeddings=2048, rope_parameters=plain)) == 2048  # counted already
+
+
+@pytest.mark.parametrize(
+    ("changes", "stated"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"max_position_embeddings": 2048, "n_positions": 512}, 512),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, None),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, None),
+        ({"max_position_embeddings": None}, None),
+    ],
+)
+def test_what_config_json_states_alone_is_what_transformers_finds_or_not_known_yet(model, changes, stated):
+    change(model / "config.json", **changes)
+    assert stated_positions(str(model)) == stated
+    if stated:
+        assert positions(AutoConfig.from_pretrained(model)) == stated
+
+
+def test_a_model_for_chat_without_a_chat_template_is_told(model):
+    def told(name):
+        return check_chat(name, load_renderer(str(model)))
+
+    assert told("owner/Base-7B") == [] and told("owner/Italian-7B") == []  # the controls: nothing says that it was made for chat
+    (warning,) = told("owner/Small-1B-Instruct")
+    assert "has no chat template, though it was made for chat (its name says so)" in warning and "Set chat_template" in warning
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<|im_start|>"], special_tokens=True)
+    tokenizer.save_pretrained(model)
+    assert "its tokenizer has '<|im_start|>'" in told("owner/Base-7B")[0]
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}{{ eos_token }}{% endfor %}<|im_start|>"
+    tokenizer.save_pretrained(model)
+    assert told("owner/Small-1B-Instruct") == []
 
 
 def test_each_stages_context_is_checked_and_the_runs_is_resolved(model):

@@ -295,7 +295,7 @@ class Toy:
         async def dismiss():
             self.crews.append("dismissed")
 
-        return SimpleNamespace(rollouts=rollouts, learner=Learner(model, 1.0), dismiss=dismiss)
+        return SimpleNamespace(rollouts=rollouts, learner=Learner(model, 1.0), dismiss=dismiss, abandon=dismiss)
 
     def note(self, task, samples):
         if samples:

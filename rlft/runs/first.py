@@ -1,0 +1,223 @@
+"""What a run file, a model's config.json and a user's own modules tell before torch is loaded: told in the first second.
+
+The command line looks here first; the run itself makes the same checks, and those that need more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlft import algorithms, envs
+from rlft.config import RolloutConfig, RunConfig
+from rlft.data.sources import look_at
+from rlft.envs.base import EnvFn
+from rlft.errors import ConfigError, DataError
+from rlft.hub import check_model
+from rlft.names import bind, check_name
+from rlft.report.tracking import RunFolder
+from rlft.rewards.compose import Term, compose
+from rlft.rollout.renderer import check_template_file
+from rlft.runs.limits import in_context, stated_positions
+
+if TYPE_CHECKING:
+    from rlft.algorithms.base import Algorithm
+
+Command = Literal["train", "sft", "dpo", "train-rm", "eval", "check"]
+
+
+def look(config: RunConfig, command: Command, beside: Path | None = None, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse what cannot run, the quickest checks first.
+
+    Args:
+        beside: folder of the run file, for a message where paths were meant to start there; None: a recipe.
+        overwrite, resume: as of `rlft.train`.
+
+    Raises:
+        ConfigError, DataError: in the words of the run itself.
+    """
+    if beside is not None:
+        check_paths(config, beside)
+    if command == "check":
+        _look_at_stage(config, command)
+        return
+    check_applies(config, command)
+    check_wishes(overwrite, resume)
+    check_run_dir(config.run_dir)
+    folder = RunFolder(Path(config.run_dir))
+    folder.check_resumable() if resume else folder.check_free(overwrite)
+    check_model(config.model)
+    check_template_file(config.chat_template)
+    if command in ("train", "eval"):
+        in_context(config, stated_positions(config.model))
+    _in_stages(config, lambda own: _look_at_stage(own, command))
+    if command == "train":  # last: an algorithm loads torch, which everything from here on needs
+        _in_stages(config, lambda own: check_sampling(own.rollout, make_algorithm(own, None)))
+
+
+def _in_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
+    """Check the run file of every stage. Raises ConfigError, which names the stage."""
+    for index in range(max(1, len(config.stages))):
+        try:
+            check(config.of_stage(index) if config.stages else config)
+        except ConfigError as error:
+            raise ConfigError(f"stages[{index}]: {error}") if config.stages else error from None
+
+
+def _look_at_stage(config: RunConfig, command: Command) -> None:
+    if command in ("train", "eval", "check"):
+        make_terms(config, None, None)
+    if command in ("train", "eval"):
+        make_env_fn(config, None)
+    if command == "train":
+        check_temperature(config.rollout)
+        check_name(config.algorithm, algorithms.BUILTIN, "algorithm")
+    sources = [("data", config.data)] if command != "eval" else []
+    if command != "check" and config.eval.data.source:
+        sources.append(("eval.data", config.eval.data))
+    for where, data in sources:
+        try:
+            look_at(data, tasks=command not in ("dpo", "train-rm"))
+        except DataError as error:
+            raise DataError(f"[{where}] {error}") from error
+
+
+def check_applies(config: RunConfig, command: Command, has_eval_tasks: bool = False) -> None:
+    """Refuse sections that a kind of run does not use, and an evaluation without tasks. Raises ConfigError."""
+    defaults = RunConfig(model=config.model)
+    if command == "eval" and not config.eval.data.source and not has_eval_tasks:
+        raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
+    if command in ("train", "eval") and config.preferences != defaults.preferences:
+        raise ConfigError("[preferences] applies to `rlft dpo` and `rlft train-rm` only; remove it")
+    if command == "sft":
+        for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "critic", "eval", "stages"):
+            if getattr(config, section) != getattr(defaults, section):
+                raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
+
+
+def check_wishes(overwrite: bool, resume: bool) -> None:
+    """Refuse to go on with a run and to remove it. Raises ConfigError."""
+    if resume and overwrite:
+        raise ConfigError("resume goes on with the earlier run and overwrite removes it: ask for one of them")
+
+
+def check_paths(config: RunConfig, beside: Path) -> None:
+    """Paths and modules start at the current folder. Raises ConfigError where one lies beside the run file instead."""
+    here = Path.cwd()
+    if beside.resolve() == here:
+        return
+    for key, path, found in _meant(config):
+        if not found and (beside / path).exists():
+            way = f"start rlft in {beside.resolve()}" + ("" if path.endswith(".py") else f", or write {str(beside / path)!r}")
+            raise ConfigError(f"{key}: no {path!r} in {here}, where paths of a run file start; there is one beside the run file: {way}")
+
+
+def _meant(config: RunConfig) -> Iterator[tuple[str, str, bool]]:
+    """Each key that names a file, folder or module with what it names, and whether that is found."""
+    for key, path in (("model", config.model), ("chat_template", config.chat_template)):
+        if path:
+            yield key, path, Path(path).exists()
+    named = [("data.source", config.data.source), ("eval.data.source", config.eval.data.source)]
+    named += [("env.name", config.env.get("name")), ("algorithm.name", config.algorithm.get("name"))]
+    named += [(f"reward.{name}", option) for name, spec in config.reward.items() for option in _strings(name, spec)]
+    for key, name in named:
+        if isinstance(name, str) and ":" in name:
+            top = name.partition(":")[0].partition(".")[0]
+            yield key, f"{top}.py", not top.isidentifier() or Path(f"{top}.py").exists() or importlib.util.find_spec(top) is not None
+        elif isinstance(name, str) and key.endswith("source") and name:
+            yield key, name, Path(name).exists()
+
+
+def _strings(name: str, spec: Any) -> list[Any]:
+    return [name, *(spec.values() if isinstance(spec, dict) else ())]
+
+
+def check_run_dir(path: str | Path) -> None:
+    """Refuse a run_dir in which nothing can be written: read-only, too long a name, a file on the way. Raises ConfigError."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(Path(path))):
+            pass
+    except OSError as error:
+        raise ConfigError(f"run_dir {str(path)!r} cannot be written: {error.strerror or error}; choose another") from error
+
+
+def existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists. Raises OSError."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def check_temperature(rollout: RolloutConfig) -> None:
+    """Refuse samples that are all alike. Raises ConfigError."""
+    if rollout.temperature <= 0:
+        raise ConfigError(
+            f"rollout.temperature: training needs a temperature above 0, got {rollout.temperature}: "
+            "at 0 all answers to a task are the same one, and none is better than another"
+        )
+
+
+def check_sampling(rollout: RolloutConfig, algorithm: Algorithm) -> None:
+    """Refuse samples that an algorithm cannot learn from: all alike, alone in their group, or of another distribution than the
+    one that the learner computes. Raises ConfigError."""
+    check_temperature(rollout)
+    if rollout.group_size < algorithm.min_group:
+        raise ConfigError(
+            f"rollout.group_size {rollout.group_size}: algorithm {algorithm.name!r} compares trajectories of a task with each other, and "
+            f"fewer than {algorithm.min_group} teach nothing: raise it, or take one that does without (reinforce_pp, remax, ppo)"
+        )
+    cut = [f"{key} {value:g}" for key, value in _truncation(rollout).items() if value != RolloutConfig.model_fields[key].default]
+    if cut and not algorithm.may_truncate:
+        raise ConfigError(
+            f"rollout.{cut[0]}: algorithm {algorithm.name!r} needs samples of the policy itself. The engine would report the probabilities "
+            "of a truncated distribution, and the learner compute those of the whole one: leave top_p, top_k and min_p out of [rollout], "
+            "and set them in [eval] if you like, or imitate samples (rft, rwr, dpo, kto)"
+        )
+
+
+def _truncation(rollout: RolloutConfig) -> dict[str, float]:
+    return {"top_p": rollout.top_p, "top_k": rollout.top_k, "min_p": rollout.min_p}
+
+
+def make_terms(config: RunConfig, reward: Any, env: Callable[..., Any] | None) -> tuple[Term, ...]:
+    """The rewards that the run file names, or those handed in."""
+    terms = compose(config.reward if reward is None else reward)
+    if not terms and env is None and config.env.get("name") == "single_turn":
+        raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
+    return terms
+
+
+def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
+    """The environment that the run file names, or the one handed in."""
+    made = bind(config.env, envs.BUILTIN, "env") if env is None else env
+    if not callable(made):
+        raise ConfigError(f"env: expected a class or function that makes an environment from a task, got {type(made).__name__}")
+    _check_call(made, (None,), f"env {config.env.get('name')!r}" if env is None else "env")
+    return made
+
+
+def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:
+    """The algorithm that the run file names, or the one handed in."""
+    made: Any = algorithm
+    if algorithm is None:
+        name, make = config.algorithm.get("name"), bind(config.algorithm, algorithms.BUILTIN, "algorithm")
+        _check_call(make, (), f"algorithm {name!r}")
+        made = make()
+    from rlft.algorithms.base import Algorithm as Made  # loads torch: a name that is not known is told before
+
+    if not isinstance(made, Made):
+        expected = "an Algorithm such as grpo() returns" if algorithm is not None else "it to return an Algorithm"
+        raise ConfigError(f"algorithm{'' if algorithm is not None else f' {name!r}'}: expected {expected}, got {type(made).__name__}")
+    return made
+
+
+def _check_call(fn: Callable[..., Any], args: tuple[Any, ...], what: str) -> None:
+    try:
+        inspect.signature(fn).bind(*args)
+    except TypeError as error:
+        raise ConfigError(f"{what}: {error}; give it as an option, or a default") from None

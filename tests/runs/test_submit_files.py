@@ -1,0 +1,144 @@
+"""What a job would not find is refused before anything is sent, and an address is told what it is for."""
+
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlft.config import validate
+from rlft.errors import ConfigError
+from rlft.runs import joining, submit
+from rlft.runs.joining import prepare_to_join
+from rlft.runs.submit import MAX_MB, Job, check_sent, sent_files, submit_job
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A working directory with files that are sent, and some that are not."""
+    folder = tmp_path / "project"
+    for name in ("tasks.jsonl", "models/m/config.json", "runs/starter/config.json", ".venv/x.py", "pack/.venv/x.py", "big.bin", "a/b.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text")
+    (folder / ".gitignore").write_text("big.bin\n")
+    (tmp_path / "outside.jsonl").touch()
+    return folder
+
+
+def config(**changes):
+    return validate({"model": "models/m", "run_dir": "/shared/run", "data": {"source": "tasks.jsonl"}, **changes})
+
+
+def test_what_ray_would_send_is_told_by_name_and_size(project):
+    sent = sent_files(project)
+    assert {str(path) for path in sent} == {"tasks.jsonl", "models/m/config.json", "a/b.py", ".gitignore"}
+    assert sent[Path("tasks.jsonl")] == 4
+
+
+def test_a_job_that_finds_its_files_is_let_through(project):
+    sent = sent_files(project)
+    check_sent(config(), project, sent)
+    check_sent(config(model="Qwen/Qwen3-0.6B"), project, sent)
+    check_sent(config(model="/shared/model", data={"source": "my_tasks:make"}), project, sent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run_dir": "runs/x"}, "run_dir 'runs/x' would lie in the job's own copy .*--set run_dir=/shared/run"),
+        ({"model": "runs/starter"}, "model 'runs/starter' is not sent: .*is left out"),
+        ({"model": "./none"}, "model './none' is not sent: .*does not lie there"),
+        ({"data": {"source": "../outside.jsonl"}}, r"data.source '../outside.jsonl' is not sent: .*lies outside"),
+        ({"data": {"source": "big.bin"}}, "data.source 'big.bin' is not sent: .*is left out"),
+        ({"eval": {"data": {"source": "runs/starter/config.json"}}}, "eval.data.source .* is not sent"),
+        ({"critic": {"model": "runs/starter"}, "algorithm": {"name": "ppo"}}, "critic.model 'runs/starter' is not sent"),
+        ({"reward": {"reward_model": {"model": "runs/starter"}}}, "reward.reward_model.model 'runs/starter' is not sent"),
+    ],
+)
+def test_what_a_job_would_not_find_or_would_lose_is_refused(project, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_sent(config(**changes), project, sent_files(project))
+
+
+def test_more_than_ray_takes_is_refused_with_the_largest_files(project):
+    sent = {Path("tasks.jsonl"): 2**20, Path("models/m/weights.safetensors"): MAX_MB * 2**20}
+    with pytest.raises(ConfigError, match=f"has {MAX_MB + 1} MiB to send.*the largest: models/m/weights.safetensors"):
+        check_sent(config(model="models/m"), project, sent)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (None, "no cluster to submit to: give its dashboard, --address http://head:8265, or set RAY_API_SERVER_ADDRESS"),
+        ("ray://head:10001", "ray://head:10001 takes runs that join: `rlft train FILE --address ray://head:10001`"),
+    ],
+)
+def test_an_address_that_takes_no_jobs_is_told_what_it_takes(write_run, monkeypatch, address, message):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=message):
+        submit_job(write_run, address, Job(working_dir=Path(write_run).parent))
+
+
+def test_the_environment_names_the_dashboard_unless_the_command_line_does(monkeypatch):
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://there:8265/")
+    assert submit._dashboard(None) == "http://there:8265"
+    assert submit._dashboard("here:8265") == "http://here:8265"
+
+
+def test_only_a_training_run_goes_on(write_run):
+    with pytest.raises(ConfigError, match="--resume goes on with a run of `rlft train`, not of `rlft sft`"):
+        submit_job(write_run, "http://head:8265", Job(resume=True, command="sft", working_dir=Path(write_run).parent))
+
+
+@pytest.fixture
+def write_run(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('model = "m/x"\nrun_dir = "/shared/run"\ndata.source = "a/b"\n')
+    return str(file)
+
+
+@pytest.fixture
+def web_server():
+    """The address of something that speaks HTTP and is no cluster."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_dashboard_is_no_address_to_join(web_server):
+    with pytest.raises(ConfigError, match="that is the dashboard, which takes jobs: use `rlft submit FILE --address http://head:8265`"):
+        prepare_to_join("http://head:8265")
+    with pytest.raises(ConfigError, match=f"no cluster answers there .*`rlft submit FILE --address http://{web_server}`"):
+        prepare_to_join(web_server)
+    assert not joining.is_cluster(web_server)
+
+
+def test_what_ray_finds_itself_is_left_to_it():
+    prepare_to_join("auto")
+
+
+@pytest.mark.parametrize(
+    ("variables", "file", "token"),
+    [
+        ({"RAY_AUTH_TOKEN": "a", "RAY_AUTH_TOKEN_PATH": "elsewhere"}, True, "a"),
+        ({"RAY_AUTH_TOKEN_PATH": "elsewhere"}, True, "c"),
+        ({}, True, "b"),
+        ({}, False, ""),
+    ],
+)
+def test_a_token_is_where_ray_looks_for_it(tmp_path, monkeypatch, variables, file, token):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "elsewhere").write_text("c\n")
+    (tmp_path / ".ray").mkdir()
+    if file:
+        (tmp_path / ".ray" / "auth_token").write_text("b\n")
+    assert joining._token() == token
