@@ -7,12 +7,13 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+from mistakes import MISTAKES, lay
 
 import rlft
 from rlft import cli
 from rlft.algorithms.grpo import grpo
-from rlft.errors import ConfigError, DataError
-from rlft.runs import run as runs
+from rlft.errors import ConfigError, DataError, RlftError
+from rlft.runs import beginning
 from rlft.types import Task
 
 
@@ -29,7 +30,7 @@ def no_ray(monkeypatch, tmp_path):
         raise Started
         yield
 
-    monkeypatch.setattr(runs, "ray_session", session)
+    monkeypatch.setattr(beginning, "ray_session", session)
     monkeypatch.chdir(tmp_path)
 
 
@@ -52,54 +53,23 @@ def write_run(tmp_path, tiny_model):
 
 
 TRAIN = [
-    (["model=./nowhere"], ConfigError, "model './nowhere': no such folder .*give a folder in Hugging Face format, or a Hub name"),
-    (["model=/nowhere/at/all"], ConfigError, "no such folder"),
-    (["model=nowhere"], ConfigError, "no such folder"),
-    (["model=here/nowhere"], ConfigError, "no such folder"),
-    (["model=here"], ConfigError, "the folder holds no config.json; give"),
-    (["chat_template=none.jinja"], ConfigError, "chat_template: no file 'none.jinja'"),
     (["chat_template=broken.jinja"], ConfigError, "the chat template refuses .*set chat_template"),
-    (['data.source=""'], DataError, r"data.source is not set; give a \.jsonl"),
-    (["data.source=none.jsonl"], DataError, r"\[data\] .*no such file .*check the path"),
     (["data.source=here/none"], DataError, "no such file or folder .*expected a .jsonl"),
-    (["data.source=here.txt"], DataError, "expected a file that ends in .jsonl"),
-    (["data.prompt=promt"], DataError, "no row has the field 'promt' that data.prompt names; did you mean 'prompt'"),
-    (["data.answer=solution"], DataError, "no row has the field 'solution'.*available: 'answer', 'prompt'"),
-    (["eval.data.source=none.jsonl"], DataError, r"\[eval.data\] .*no such file"),
-    (["reward.exact_mach=1.0"], ConfigError, "unknown name 'exact_mach'; did you mean 'exact_match'"),
-    (["reward.exact_match={weigth = 1.0}"], ConfigError, "unknown option 'weigth'"),
-    (["reward.exact_match=much"], ConfigError, "weight 'much'; expected a finite number"),
-    (['reward={"no_module:f" = 1.0}'], ConfigError, "cannot import 'no_module:f': No module named 'no_module'"),
     (['reward={":f" = 1.0}'], ConfigError, "cannot import ':f': expected 'module:attribute'"),
-    (["env.name=single_trun"], ConfigError, "env: unknown name 'single_trun'; did you mean 'single_turn'"),
-    (["env.name=single_turn", "env.turns=3"], ConfigError, "env.single_turn: unknown option 'turns'"),
-    (["env.name=no_module:Env"], ConfigError, "cannot import 'no_module:Env'"),
     (["env.name=json:NoEnv"], ConfigError, "cannot import 'json:NoEnv'.*no attribute 'NoEnv'"),
     (["env.name=rlft:Turn"], ConfigError, "env 'rlft:Turn': missing a required argument"),
-    (["algorithm.name=grp"], ConfigError, "algorithm: unknown name 'grp'; did you mean 'grpo'"),
-    (["algorithm.name=grpo", "algorithm.clip_hi=0.3"], ConfigError, "algorithm.grpo: unknown option 'clip_hi'; did you mean 'clip_high'"),
     (["algorithm.name=json:dumps"], ConfigError, "algorithm 'json:dumps': missing a required argument: 'obj'"),
-    (["algorithm.clip_high=0.3"], ConfigError, "algorithm.name is missing; valid: .*grpo"),
     (["algorithm.name=os:getcwd"], ConfigError, "algorithm 'os:getcwd': expected it to return an Algorithm, got str"),
-    (["rollout.temperature=0.0"], ConfigError, "rollout.temperature: training needs a temperature above 0"),
-    (
-        ["rollout.group_size=1"],
-        ConfigError,
-        "group_size 1: algorithm 'grpo' compares trajectories .* fewer than 2 teach nothing: raise it",
-    ),
     (["rollout.top_p=0.9"], ConfigError, "rollout.top_p 0.9: algorithm 'grpo' needs samples of the policy itself.*set them in .eval."),
     (["rollout.top_k=20"], ConfigError, "rollout.top_k 20: algorithm 'grpo' needs samples"),
     (["algorithm.name=reinforce", "rollout.min_p=0.1"], ConfigError, "rollout.min_p 0.1: algorithm 'reinforce' needs samples"),
-    (["rollout.max_model_len=4096"], ConfigError, "rollout.max_model_len 4096: model .* has 1024 positions; set at most that, or 0"),
     (
         ["rollout.max_model_len=0", "rollout.max_tokens=1024"],
         ConfigError,
         "max_tokens 1024 leaves no room for a prompt in max_model_len 1024",
     ),
-    (["run_dir=here/file/run"], ConfigError, "run_dir 'here/file/run' cannot be written: Not a directory; choose another"),
     (["run_dir=" + "n" * 300], ConfigError, "cannot be written: File name too long; choose another"),
-    (["run_dir=/proc/run"], ConfigError, "run_dir '/proc/run' cannot be written"),
-    (["run_dir=here"], ConfigError, r"run_dir 'here' exists and is not empty; choose another run_dir, .*--overwrite"),
+    (["run_dir=here"], ConfigError, "run_dir 'here' exists, holds no rlft run and is never overwritten; choose another"),
 ]
 
 
@@ -111,6 +81,30 @@ def test_a_bad_run_file_is_refused_before_anything_starts(write_run, tmp_path, o
     (tmp_path / "broken.jinja").write_text("{% for m in %}")
     with pytest.raises(error, match=message):
         rlft.train(rlft.load(write_run(), overrides))
+
+
+def made_in_python(mistake):
+    """Whether a mistake of the command line can be made with `rlft.train` as well, in this process."""
+    plain = mistake.exit == 1 and not mistake.env
+    return plain and mistake.arguments[:2] == ["train", "run.toml"] and set(mistake.arguments[2::2]) <= {"--set"}
+
+
+@pytest.fixture
+def fresh_modules(tmp_path, monkeypatch):
+    """Modules are looked for in the test's folder, and forgotten with it."""
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("mistake", list(filter(made_in_python, MISTAKES)), ids=lambda mistake: mistake.name)
+def test_python_tells_a_mistake_in_the_words_of_the_command_line(tmp_path, tiny_model, fresh_modules, mistake):
+    lay(tmp_path, mistake, tiny_model)
+    with pytest.raises(RlftError, match=mistake.told):
+        rlft.train(rlft.load("run.toml", mistake.arguments[3::2]))
 
 
 def test_the_good_run_file_that_these_are_made_from_would_start(write_run):
@@ -239,13 +233,6 @@ def test_the_command_line_tells_an_error_in_one_line_and_fails(capsys, monkeypat
     assert status == 1 and text.startswith("ConfigError: no run file 'none.toml'; give") and text.count("\n") == 1
 
 
-def test_a_bug_in_a_users_module_keeps_its_traceback(monkeypatch, write_run, tmp_path):
-    (tmp_path / "my_broken_module.py").write_text("1 / 0\n")
-    monkeypatch.setattr(sys, "argv", ["rlft", "train", str(write_run()), "--set", "env.name=my_broken_module:Env"])
-    with pytest.raises(ZeroDivisionError):
-        cli.main()
-
-
 LIST_LOADED = """
 import sys
 from rlft.cli import main
@@ -258,12 +245,12 @@ finally:
 
 @pytest.mark.parametrize(
     ("override", "error", "loaded"),
-    [("stepz=3", "ConfigError: stepz: unknown key; did you mean 'steps'?\n", "[]\n"), ("model=./none", None, "['torch']\n")],
+    [("stepz=3", "ConfigError: stepz: unknown key; did you mean 'steps'?\n", "[]\n"), ("model=./none", None, "[]\n")],
 )
 def test_an_error_waits_for_no_library_that_it_does_not_need(write_run, override, error, loaded):
     command = [sys.executable, "-c", LIST_LOADED, "train", str(write_run()), "--set", override]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout) == (1, loaded)
+    assert (done.returncode, done.stdout.splitlines(keepends=True)[-1]) == (1, loaded)
     assert done.stderr == error if error else done.stderr.startswith("ConfigError: model './none': no such folder")
 
 

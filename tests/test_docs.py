@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,10 +23,11 @@ import pytest
 import typer
 from pydantic import BaseModel
 
-from rlft import Completion, Task, Trajectory, Turn
+from rlft import Callback, Completion, Task, Trajectory, Turn
 from rlft.actors.weights.transfer import choose_transfer
 from rlft.cli import app
 from rlft.config import RunConfig, load, validate
+from rlft.data import stored
 from rlft.data.sources import load_tasks
 from rlft.names import import_object
 from rlft.recipes.addition import addition
@@ -37,13 +39,14 @@ from rlft.report.metrics import rollout_metrics
 from rlft.rewards.compose import BUILTIN as REWARDS
 from rlft.rewards.compose import compose
 from rlft.rollout.program import run_episode
-from rlft.runs.start import make_algorithm, make_env_fn
+from rlft.runs.first import make_algorithm, make_env_fn
 from rlft.testing.checks import check_algorithm
 from rlft.testing.fakes import CharRenderer
 from rlft.types import GroupRef, TrajectoryInfo, TurnInfo
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+EXAMPLE = ROOT / "examples" / "additions"
 OTHER_PAGES = ["AGENTS.md", "cluster/README.md"]  # nothing to execute, but commands and links
 STARTS_A_RUN = ("rlft.train(", "rlft.sft(", "rlft.dpo(", "rlft.train_rm(", "rlft.evaluate(")
 
@@ -79,7 +82,7 @@ def reader(text, folder):
     names = []
     before = os.getcwd()
     for line, code in snippets(text, "python"):
-        if name := file_name(code):
+        if (name := file_name(code)) and not starts_a_run(code):
             (folder / f"{name}.py").write_text("\n" * (line - 1) + code)
             names.append(name)
     os.chdir(folder)
@@ -102,9 +105,29 @@ def execute(text, folder):
                 exec(compile("\n" * (line - 1) + code, "page", "exec"), namespace)
 
 
+def leave_a_run(folder):
+    """What `docs/looking.md` reads: a stored step of one episode."""
+    said = [{"role": "user", "content": "2+2=", "other": None}, {"role": "assistant", "content": "5", "other": None}]
+    empty = {name: [] if str(kind).startswith("list") else "" if str(kind) == "string" else 0 for name, kind in stored.COLUMNS.items()}
+    episode = {**empty, "messages": said, "components": json.dumps({"exact_match": 0.0}), "status": "completed"}
+    stored.write_part(folder / "runs/sums/rollouts" / stored.PARTS / "step-000040" / "0.parquet", [episode])
+    stored.merge(folder / "runs/sums/rollouts", "step-000040")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_python_of_a_page_runs(page, tmp_path):
+    if page == "docs/looking.md":
+        leave_a_run(tmp_path)
     execute(read(page), tmp_path)
+
+
+def test_the_looking_page_tells_every_column_of_a_stored_episode_and_every_event_of_a_callback():
+    page = read("docs/looking.md")
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    assert {name for cell in rows for name in re.findall(r"`(\w+)`", cell)} == set(stored.COLUMNS)
+    called = set(re.findall(r"`((?:on_\w+|close)\([\w, ]*\))`", page))
+    methods = {name: inspect.signature(method).parameters for name, method in vars(Callback).items() if name[:2] in ("on", "cl")}
+    assert called == {f"{name}({', '.join(list(parameters)[1:])})" for name, parameters in methods.items()}
 
 
 def test_python_that_fails_is_noticed(tmp_path):
@@ -147,21 +170,11 @@ class Says:
         return Completion(ids, [-1.0] * len(ids), "stop", 0)
 
 
-@pytest.mark.parametrize(
-    ("lines", "heard", "outcome", "status"),
-    [
-        (["3"], [], 1.0, "completed"),
-        (["5", "1", "3"], ["lower", "higher"], 1.0, "completed"),
-        (["²", "-3", "3.0"], ["not a number", "not a number"], 0.0, "truncated"),
-    ],
-)
-def test_the_environment_of_the_readme_answers_whatever_is_said(readme, lines, heard, outcome, status):
-    task = Task("1", (), "3")
-    env = readme["my_envs"].GuessNumber(task)
-    played = asyncio.run(run_episode(task, env, Says(*lines), CharRenderer(), max_turns=3))
-    assert (played.outcome, played.status) == (outcome, status)
-    said = ["".join(map(chr, turn.prompt_ids)).splitlines()[-1] for turn in played.turns[1:]]
-    assert [line.removeprefix(lines[i]) for i, line in enumerate(said)] == heard
+@pytest.mark.parametrize(("lines", "outcome"), [(["240"], 1.0), (["241", "240"], 0.5), (["241", "042"], 0.0), (["", "240 "], 0.5)])
+def test_the_environment_of_the_readme_gives_two_tries(readme, lines, outcome):
+    task = Task("1", ({"role": "user", "content": "21+03="},), "240")
+    played = asyncio.run(run_episode(task, readme["my_envs"].TwoTries(task), Says(*lines), CharRenderer(), max_turns=2))
+    assert (played.outcome, played.status, len(played.turns)) == (outcome, "completed", len(lines))
 
 
 @pytest.mark.parametrize(("characters", "value"), [(0, 1.0), (8, 1.0), (12, 0.5), (16, 0.0), (100, 0.0)])
@@ -169,6 +182,13 @@ def test_the_reward_of_the_readme_is_what_it_says(readme, characters, value):
     turn = Turn([0], Completion([1], [-1.0], "stop", 0), {"role": "assistant", "content": "x" * characters}, [0, 1])
     task = Task("1", ())
     assert readme["my_rewards"].brief(task, Trajectory(task, 0, (turn,), "completed"), budget=8) == value
+
+
+def test_the_files_of_the_readme_are_those_of_the_examples():
+    code = [code for language in ("python", "toml") for _, code in snippets(read("README.md"), language)]
+    named = {re.match(r"# ([\w.]+)\n", text)[1]: text for text in code}
+    assert {path.name for path in EXAMPLE.iterdir() if path.suffix in (".py", ".toml")} == set(named)
+    assert {name: (EXAMPLE / name).read_text() for name in named} == named
 
 
 def test_the_algorithm_of_the_readme_keeps_the_laws(readme):
@@ -214,6 +234,10 @@ def problem_of(words, run_file):
         variables = set(re.findall(r"\b([A-Z]+)(?: \?=|\))", (ROOT / "Makefile").read_text()))
         asked = {word.partition("=")[0] for word in arguments}
         return "" if asked <= targets | variables else f"no target or variable {asked - targets - variables}"
+    if name == "cd":
+        return "" if (ROOT / arguments[0]).is_dir() else f"no folder {arguments[0]}"
+    if words == ["source", ".venv/bin/activate"]:
+        return ""
     if name != "rlft":
         return "not a command of this project"
     known = typer.main.get_command(app).commands
@@ -233,7 +257,7 @@ def test_commands_of_a_page_exist(page, tmp_path):
     assert {" ".join(words): problem for words in commands(read(page)) if (problem := problem_of(words, run_file))} == {}
 
 
-@pytest.mark.parametrize("line", ["make tea", "rlft brew run.toml", "rlft train run.toml --milk", "pip install rlft"])
+@pytest.mark.parametrize("line", ["make tea", "cd nowhere", "rlft brew run.toml", "rlft train run.toml --milk", "pip install rlft"])
 def test_a_command_that_does_not_exist_is_noticed(line, tmp_path):
     assert problem_of(shlex.split(line), tmp_path / "run.toml")
 
@@ -360,7 +384,12 @@ RUN_FILE = """
 steps = 2
 tasks_per_step = 4
 [env]
-name = "my_envs:GuessNumber"
+name = "my_envs:TwoTries"
+[data]
+source = "problems.jsonl"
+prompt = "question"
+[reward]
+exact_match = 1.0
 [algorithm]
 name = "grpo"
 kl_coef = 0.001
@@ -386,18 +415,14 @@ source = "held_out.jsonl"
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_the_run_of_the_readme_runs_and_records_only_what_is_documented(tmp_path):
+def test_a_run_of_the_readmes_files_records_only_what_is_documented(tmp_path):
     model = make_model(tmp_path / "model", layers=1, width=32)
     (tmp_path / "run.toml").write_text(f"model = {json.dumps(str(model))}\n{RUN_FILE}")
     (tmp_path / "held_out.jsonl").write_text("\n".join(json.dumps({"prompt": f"{n}?", "answer": str(n)}) for n in range(3)))
-    with reader(read("README.md"), tmp_path):
-        code = [code for _, code in snippets(read("README.md"), "python") if not file_name(code)]
-        assert sum(map(starts_a_run, code)) == 1
-        (tmp_path / "snippet.py").write_text("\n".join(code))
-        ran = subprocess.run([sys.executable, "snippet.py"], capture_output=True, text=True, timeout=500)
+    shutil.copytree(EXAMPLE, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("runs", "run.toml", "held_out.jsonl"))
+    ran = subprocess.run([sys.executable, "-m", "rlft", "train", "run.toml"], cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr[-3000:]
     folder = tmp_path / "runs" / "run"
-    assert ran.stdout.splitlines()[-1] == "2 runs/run/checkpoints/step-000002"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     recorded = {name for row in rows for name in row} - {"step"}
     assert {name for name in recorded if not is_documented(name, STEP | TIMES | EVALUATION)} == set()

@@ -72,7 +72,8 @@ def test_a_lock_with_a_host_a_path_or_a_version_out_of_range_is_caught():
 
 
 def test_what_the_package_imports_is_declared():
-    requirements = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["cpu"]]
+    extras = PROJECT["project"]["optional-dependencies"]
+    requirements = [*PROJECT["project"]["dependencies"], *extras["cpu"], *extras["tensorboard"]]
     missing = {path.name: undeclared(path.read_text(), requirements) for path in (ROOT / "rlft").rglob("*.py")}
     assert {name: tops for name, tops in missing.items() if tops} == {}
 

@@ -3,11 +3,11 @@
 import json
 from statistics import fmean
 
-import pyarrow.parquet as pq
 import pytest
 
 import rlft
 from rlft.config import validate
+from rlft.data.stored import read
 from rlft.recipes.starter import make_model
 
 ENDS = list("abcdefghijklmnopqrstuvwxyz0123456789")  # an untrained model seldom says its end: any of these is one
@@ -51,7 +51,7 @@ def played(tmp_path_factory):
     )
     rlft.train(config)
     metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    stored = [record for path in sorted((folder / "run" / "rollouts").glob("*.parquet")) for record in pq.read_table(path).to_pylist()]
+    stored = [record for path in sorted((folder / "run" / "rollouts").glob("step-*.parquet")) for record in read(path, None)]
     return metrics, stored
 
 
@@ -59,13 +59,14 @@ def test_every_turn_has_its_own_verdict(played):
     _, stored = played
     assert {record["step"] for record in stored} == {1, 2} and len(stored) == 24
     for record in stored:
-        assert record["tags"] == ["attempt"] * len(record["actions"])
-        verdicts = [{part["name"]: part["value"] for part in parts}["low_bytes"] for parts in record["turn_parts"]]
+        said = [message for message in record["messages"] if message["role"] == "assistant"]
+        assert record["tags"] == ["attempt"] * len(said)
+        verdicts = [components["low_bytes"] for components in record["turn_components"]]
         assert record["turn_rewards"] == [2.0 * verdict for verdict in verdicts] and record["reward"] == 0.0
-        said = [[t for t, k in zip(record["token_ids"], record["turn_ids"], strict=True) if k == turn] for turn in range(len(verdicts))]
-        assert verdicts == [float(ids[0] < 130) for ids in said]
+        ids = [[t for t, k in zip(record["token_ids"], record["turn_ids"], strict=True) if k == turn] for turn in range(len(verdicts))]
+        assert verdicts == [float(sampled[0] < 130) for sampled in ids]
         assert record["outcome"] == sum(record["turn_rewards"])
-    assert {len(record["actions"]) for record in stored} == {1, 2}  # some were cut, some went on
+    assert {len(record["tags"]) for record in stored} == {1, 2}  # some were cut, some went on
     assert {reward for record in stored for reward in record["turn_rewards"]} == {0.0, 2.0}
 
 

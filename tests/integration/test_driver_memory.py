@@ -18,6 +18,7 @@ from rlft.algorithms.grpo import grpo
 from rlft.config import validate
 from rlft.learner.rows import RowBlock
 from rlft.loop import Plan, Progress, train
+from rlft.testing.fakes import FakeTracker
 from rlft.types import GroupRef, Task, TrajectoryInfo
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
@@ -36,6 +37,12 @@ class SyntheticRollouts:
 
     async def collect(self, tasks, step, temperature):
         return Collected(tuple(self._group(name) for name, _ in tasks), {"rollout": 0.0, "reward": 0.0, "store": 0.0})
+
+    async def flush(self):
+        pass
+
+    async def merge(self, name):
+        pass
 
     async def load_weights(self, receipt, probe, *buckets):
         return Published([[0.0] * (len(ids) - 1) for ids in probe], 0, 0, 0)
@@ -62,14 +69,6 @@ class SyntheticRank:
         return [[0.0] * (len(ids) - 1) for ids in probe]
 
 
-class Recorder:
-    def __init__(self):
-        self.rows = []
-
-    def log(self, step, metrics):
-        self.rows.append(metrics)
-
-
 @pytest.fixture(scope="module")
 def actors():
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**30)
@@ -90,7 +89,7 @@ def tasks():
 def run(actors, steps):
     worker, rank = actors
     rollouts = Rollouts([worker], validate({"model": "m", "tasks_per_step": GROUPS}), Probe([[1, 2, 3]], "float32"))
-    recorder = Recorder()
+    recorder = FakeTracker()
 
     async def after_step(now, metrics):
         recorder.rows[-1]["resident"] = resident()

@@ -2,12 +2,12 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import rlft
 from rlft.config import validate
+from rlft.data.stored import read
 from rlft.rewards.learned.reward_model import RewardModel
 from rlft.types import Task
 
@@ -50,14 +50,14 @@ def run(tmp_path_factory, tiny_model):
     }
     rlft.train(validate(table), tasks=tasks())
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    stored = [row for path in sorted((folder / "run" / "rollouts").glob("*")) for row in pq.read_table(path).to_pylist()]
+    stored = [row for path in sorted((folder / "run" / "rollouts").glob("step-*.parquet")) for row in read(path)]
     return rows, stored, folder / "rm"
 
 
 def test_every_part_of_every_trajectory_is_kept(run):
     rows, stored, _ = run
     assert len(stored) == STEPS * TASKS * GROUP
-    assert {frozenset(part["name"] for part in record["parts"]) for record in stored} == {frozenset(PARTS)}
+    assert {frozenset(record["components"]) for record in stored} == {frozenset(PARTS)}
     assert [row["rollout/ungraded"] for row in rows] == [0.0] * STEPS
 
 
@@ -65,7 +65,7 @@ def test_the_reward_is_the_weighted_sum_of_its_parts_by_rule(run):
     _, stored, _ = run
     for group_id in {record["group_id"] for record in stored}:
         group = [record for record in stored if record["group_id"] == group_id]
-        parts = [{part["name"]: part["value"] for part in record["parts"]} for record in group]
+        parts = [record["components"] for record in group]
         scores = [part["reward_model"] for part in parts]
         mean = sum(scores) / len(scores)
         spread = (sum((score - mean) ** 2 for score in scores) / len(scores)) ** 0.5
@@ -86,7 +86,10 @@ def test_the_served_reward_model_scores_as_its_own_forward_does(run):
 
     _, stored, folder = run
     said = {task.id: task for task in tasks()}
-    trajectories = tuple(replace(spoken(said[record["task_id"]], record["actions"][-1]), index=i) for i, record in enumerate(stored))
+    answers = [record["messages"][-1]["content"] for record in stored]
+    trajectories = tuple(
+        replace(spoken(said[record["task_id"]], answer), index=i) for i, (record, answer) in enumerate(zip(stored, answers, strict=True))
+    )
 
     async def score():
         scorer = RewardModel(model=str(folder))
@@ -96,6 +99,6 @@ def test_the_served_reward_model_scores_as_its_own_forward_does(run):
         finally:
             await scorer.close()
 
-    served = [next(part["value"] for part in record["parts"] if part["name"] == "reward_model") for record in stored]
+    served = [record["components"]["reward_model"] for record in stored]
     assert asyncio.run(score()) == pytest.approx(served, abs=1e-4)
     assert len(set(served)) > len(served) // 2, "scores that hardly differ would prove nothing"

@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -12,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlft
 from rlft.config import validate
+from rlft.data.stored import read
 from rlft.errors import RewardError
 from rlft.recipes.starter import make_model
 from rlft.types import Source
@@ -105,7 +105,7 @@ def test_the_first_minibatch_starts_at_ratio_1_and_the_engine_agrees_with_the_le
 
 def test_trained_tokens_are_the_sampled_ones_to_the_last(run):
     config, _, rows, folder = run
-    stored = [record for path in sorted((folder / "rollouts").glob("*.parquet")) for record in pq.read_table(path).to_pylist()]
+    stored = [record for path in sorted((folder / "rollouts").glob("step-*.parquet")) for record in read(path, None)]
     for row in steps_of(rows):
         mine = [record for record in stored if record["step"] == row["step"]]
         sampled = sum(sum(record["loss_mask"]) for record in mine)
@@ -118,15 +118,36 @@ def test_every_trajectory_is_stored_with_its_provenance(run):
     config, _, _, folder = run
     tokenizer = AutoTokenizer.from_pretrained(config.model)
     eos = tokenizer.convert_tokens_to_ids(EOS)
-    record = pq.read_table(sorted((folder / "rollouts").glob("*.parquet"))[0]).to_pylist()[0]
+    record = read(folder / "rollouts" / "step-000001.parquet", None)[0]
     prompt = [source == Source.PROMPT for source in record["sources"]]
     sampled = [source == Source.POLICY for source in record["sources"]]
     assert sampled == record["loss_mask"] and sum(prompt) + sum(sampled) == len(record["token_ids"])
     assert all(logprob < 0 for logprob, mine in zip(record["logprobs"], sampled, strict=True) if mine)
     assert tokenizer.decode(record["token_ids"]) == record["text"]
-    parts = {part["name"]: part["value"] for part in record["parts"]}
+    parts = record["components"]
     assert record["reward"] == pytest.approx(parts["low_bytes"] + 0.5 * parts["few"])
     assert (record["status"] == "completed") == (record["token_ids"][-1] == eos)
+    assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+    assert (record["run"], record["model"], record["kind"], record["policy_version"]) == (config.run_dir, config.model, "step", 0)
+
+
+def test_there_is_one_file_a_step_and_one_for_each_pass_of_an_evaluation(run):
+    config, _, rows, folder = run
+    measured = (0, config.steps // 2, config.steps)
+    names = [f"step-{row['step']:06d}" for row in steps_of(rows)]
+    names += [f"{kind}-{step:06d}" for kind in ("eval", "greedy") for step in measured]
+    assert sorted(path.name for path in (folder / "rollouts").iterdir()) == sorted([".parts", *(f"{name}.parquet" for name in names)])
+    workers = {record["worker"] for record in read(folder / "rollouts" / "step-000001.parquet")}
+    assert workers == set(range(config.rollout.num_workers))
+
+
+def test_the_samples_of_an_evaluation_are_those_of_its_figures(run):
+    config, _, rows, folder = run
+    for row in (row for row in rows if "eval/mean" in row):
+        stored = read(folder / "rollouts" / f"eval-{row['step']:06d}.parquet")
+        assert len(stored) == row["eval/num_samples"] == 4 * row["eval/num_tasks"]
+        assert sum(record["outcome"] for record in stored) / len(stored) == pytest.approx(row["eval/mean"])
+        assert {record["policy_version"] for record in stored} == {row["step"]}
 
 
 def test_a_checkpoint_is_the_trained_policy_in_hugging_face_format(run):
@@ -184,5 +205,5 @@ def no_number(task, trajectory):
 
 def test_a_reward_that_grades_nothing_stops_the_run_with_its_cause(tmp_path, tiny_model):
     config = run_file(tmp_path, tiny_model, rollout={"num_workers": 1})
-    with pytest.raises(RewardError, match="40 of 40 trajectories .*\n.*reward 'no_number' returned None; expected"):
+    with pytest.raises(RewardError, match="40 of 40 (trajectories|samples) .*\n.*reward 'no_number' returned None; expected"):
         rlft.evaluate(config, reward=no_number)

@@ -4,12 +4,12 @@ import json
 import tomllib
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
 import rlft
 from rlft.config import validate
+from rlft.data.stored import read
 from rlft.errors import ConfigError, RewardError
 from rlft.recipes.starter import make_model
 
@@ -50,7 +50,7 @@ def rows_of(folder):
 
 def played(folder, step):
     """Group ids, with their tasks, and tokens of a step."""
-    records = [record for path in folder.glob(f"rollouts/step-{step:06d}-*.parquet") for record in pq.read_table(path).to_pylist()]
+    records = read(folder / "rollouts" / f"step-{step:06d}.parquet", None)
     return sorted((record["group_id"], record["index"], tuple(record["token_ids"])) for record in records)
 
 

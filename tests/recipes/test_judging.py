@@ -11,7 +11,7 @@ from rlft.errors import RewardError
 from rlft.recipes.judging import NEAR, PLACES, agreement, demonstrations, miscopied, named, order_consistency, splits, tasks
 from rlft.rewards.compose import compose
 from rlft.rewards.grader import spoken
-from rlft.runs.start import make_algorithm
+from rlft.runs.first import make_algorithm
 from rlft.types import Group, Task
 
 

@@ -9,7 +9,7 @@ from rlft.data.sources import load_tasks
 from rlft.envs import BUILTIN as ENVIRONMENTS
 from rlft.names import bind
 from rlft.recipes.parity import AGAIN, NUM_DIGITS, demonstrations, parity, splits, tasks, wrong_at
-from rlft.runs.start import make_algorithm
+from rlft.runs.first import make_algorithm
 
 
 def test_the_answer_is_the_parity_of_the_sum_then_of_every_sum_on_the_way():

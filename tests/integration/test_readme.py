@@ -1,0 +1,84 @@
+"""A reader follows the README and the quickstart in a fresh folder, word for word, and the policy learns."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+
+
+def bash_blocks(page, heading, end):
+    """The bash blocks of the sections from one heading to before another."""
+    text = (ROOT / page).read_text().partition(f"\n## {heading}\n")[2].partition(f"\n## {end}\n")[0]
+    return re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def follow(blocks, folder, timeout_s):
+    """Type the blocks into one shell, in a folder that looks like a checkout after `make setup`. Returns what it prints."""
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").write_text(f"export PATH={Path(sys.executable).parent}:$PATH\n")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    script = "set -e\n" + "".join(blocks)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    typed = ["bash", "-c", script]
+    ran = subprocess.run(typed, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-3000:]
+    return ran.stdout
+
+
+def metrics(run_folder, name):
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [row[name] for row in rows if name in row]
+
+
+def rise(values, width=3):
+    """How much higher the last values are than the first, by their means."""
+    return sum(values[-width:]) / width - sum(values[:width]) / width
+
+
+def test_a_rise_is_told_from_noise():
+    assert rise([0.5, 0.4, 0.6, 0.5, 0.6, 0.4]) < 0.05 < rise([0.5, 0.4, 0.6, 0.7, 0.8, 0.9])
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_what_the_readme_says_works_and_learns(tmp_path):
+    said = follow([*bash_blocks("README.md", "A run is one file", "Plug in your own"), "python train.py\n"], tmp_path, 850)
+    runs = tmp_path / "examples" / "additions" / "runs"
+    before, *_, after = metrics(runs / "run", "eval/exact_match") or metrics(runs / "run", "eval/mean")
+    assert after > before + 0.1
+    assert rise(metrics(runs / "run", "reward/exact_match")) > 0.1
+    assert rise(metrics(runs / "train", "reward/mean")) > 0.1
+    assert said.splitlines()[-1] == "20 runs/train/checkpoints/step-000020"
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_the_environment_and_the_algorithm_of_the_readme_run_as_they_stand(tmp_path):
+    begin = bash_blocks("README.md", "A run is one file", "Plug in your own")[0].partition("rlft check")[0]
+    follow([begin, *bash_blocks("README.md", "Plug in your own", "What a run leaves")], tmp_path, 550)
+    runs = tmp_path / "examples" / "additions" / "runs"
+    assert len(metrics(runs / "tries", "reward/mean")) == len(metrics(runs / "reinforce", "reward/mean")) == 5
+    assert max(metrics(runs / "tries", "rollout/turns")) > 1
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_what_the_quickstart_says_works_and_learns(tmp_path):
+    blocks = bash_blocks("docs/quickstart.md", "Your own data and reward", "Nothing")
+    text = (ROOT / "docs/quickstart.md").read_text()
+    files = re.findall(r"^```(?:python|toml)\n# (sums\.\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    saved = [f"cat > {name} <<'END'\n{code}END\n" for name, code in files]
+    assert [name for name, _ in files] == ["sums.py", "sums.toml"]
+    follow([blocks[0], *saved, *blocks[1:]], tmp_path, 850)
+    runs = tmp_path / "examples" / "additions" / "runs"
+    assert rise(metrics(runs / "sums", "reward/exact_match")) > 0.1
+    assert rise(metrics(runs / "sums-slow", "reward/exact_match")) > 0.0
+    assert json.loads((runs / "sums-eval" / "summary.json").read_text())["eval_mean"] > 0.6
