@@ -36,7 +36,7 @@ ifeq ($(wildcard $(LOCK)),)
 $(error DEVICE=$(DEVICE): expected cpu or gpu)
 endif
 UV_READY := .venv/.uv-$(UV_VERSION)
-READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) requirements/data.txt pyproject.toml | sha256sum | cut -c1-16)
 COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --extra real --override requirements/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
@@ -83,6 +83,7 @@ $(UV_READY):
 # The lock is complete, so nothing is resolved. The stamp's name carries the hash of what was installed.
 $(READY): $(UV_READY)
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps $(if $(filter cpu,$(DEVICE)),$(CPU_TORCH)) -r $(LOCK)
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps -r requirements/data.txt
 	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@$(if $(filter cpu,$(DEVICE)),$(BUILD_COMM))
 	@rm -f .venv/.installed-* && touch $@

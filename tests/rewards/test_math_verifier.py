@@ -286,12 +286,12 @@ def test_a_reward_that_cannot_be_loaded_is_told():
 
 
 def test_a_closed_verifier_says_so_and_leaves_nothing_running():
-    before, threads = fork_servers(), threading.active_count()
+    before, threads = fork_servers(), set(threading.enumerate())
     verifier = MathVerifier(30.0, reward=forgetful, after=100, canaries=KNOWN)
     assert len(fork_servers() - before) == 1
     verifier.close()
     verifier.close()
-    assert fork_servers() == before and threading.active_count() == threads
+    assert fork_servers() == before and set(threading.enumerate()) <= threads
     with pytest.raises(RewardError, match="was closed"):
         verifier.verify([("1", "1")])
 
