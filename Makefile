@@ -83,9 +83,9 @@ $(UV_READY):
 # The lock is complete, so nothing is resolved. The stamp's name carries the hash of what was installed.
 # Compiled once for all packages (under a minute): without it, each actor of a first run compiles torch and vLLM for itself.
 $(READY): $(UV_READY)
-	.venv/bin/uv pip install --python .venv/bin/python --no-deps $(if $(filter cpu,$(DEVICE)),$(CPU_TORCH)) -r $(LOCK)
-	.venv/bin/uv pip install --python .venv/bin/python --no-deps -r requirements/data.txt
-	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --compile-bytecode --editable .
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps --compile-bytecode $(if $(filter cpu,$(DEVICE)),$(CPU_TORCH)) -r $(LOCK)
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps --compile-bytecode -r requirements/data.txt
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation --editable .
 	@$(if $(filter cpu,$(DEVICE)),$(BUILD_COMM))
 	@rm -f .venv/.installed-* && touch $@
 
