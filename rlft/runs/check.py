@@ -24,6 +24,7 @@ from rlft.report.screen import Screen
 from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rewards.grader import Term
 from rlft.rewards.probes import GOLD, SLOT, Probe, gold_text, probes, trajectory_of
+from rlft.runs.stopping import note_doing
 from rlft.types import Group, Task, Trajectory
 
 AT_ONCE = 64  # tasks graded in one request
@@ -98,7 +99,7 @@ async def check(config: RunConfig, plan: Plan) -> bool:
     cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng), plan.template)) for task in drawn]
     worker = RewardWorker(pack(terms), config.reward_pool.processes, config.reward_pool.timeout_s)
     try:
-        with Screen(plan.console).phase("check", tell=False) as phase:
+        with Screen(plan.console, doing=note_doing).phase("check", tell=False) as phase:
             paid = await pay(worker, cards, lambda done: phase.count(done, len(cards), "tasks"))
     finally:
         await worker.close()

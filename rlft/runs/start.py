@@ -81,8 +81,7 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
         StallError: Ray did not start here.
     """
     address = address or os.environ.get("RAY_ADDRESS")
-    doing = f"joining Ray at {address}" if address else "starting Ray"
-    note(folder=config.run_dir, steps=config.steps, resumable=learner and rollouts, over=False, doing=doing)
+    note(folder=config.run_dir, steps=config.steps, resumable=learner and rollouts, over=False)
     if address:
         prepare_to_join(address)
     import ray
@@ -108,7 +107,6 @@ def ray_session(config: RunConfig, address: str | None, learner: bool = True, ro
                 f"Ray did not start on this machine, which may be too busy: {str(error).splitlines()[0]}; try again"
             ) from error
     leave_signals_to_guard()
-    note(doing="starting actors")
     try:
         yield
     finally:

@@ -44,6 +44,11 @@ def note(**facts: Any) -> None:
         os.pwrite(_board, json.dumps(_noted).encode().ljust(BOARD_BYTES)[:BOARD_BYTES], 0)
 
 
+def note_doing(phases: str) -> None:
+    """What lasts right now, for the guard: a screen tells it."""
+    note(doing=phases)
+
+
 def leave_signals_to_guard() -> None:
     """Ignore what the guard answers. Not by SIG_IGN, which processes started from here would inherit. Ray puts handlers of its own
     in place, so this is called again when it has."""

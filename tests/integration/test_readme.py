@@ -82,3 +82,14 @@ def test_what_the_quickstart_says_works_and_learns(tmp_path):
     assert rise(metrics(runs / "sums", "reward/exact_match")) > 0.1
     assert rise(metrics(runs / "sums-slow", "reward/exact_match")) > 0.0
     assert json.loads((runs / "sums-eval" / "summary.json").read_text())["eval_mean"] > 0.6
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1500)
+def test_what_is_said_of_a_real_model_works_and_learns(tmp_path):
+    (block,) = bash_blocks("docs/real-models.md", "The model", "A first run")
+    typed, environment_too = block.splitlines()[:2], block.splitlines()[2]
+    assert environment_too.startswith("make demo-real")  # what `make` adds is the environment, which is there
+    follow(["\n".join(["source .venv/bin/activate", *typed, ""])], tmp_path, 1450)
+    before, *_, after = metrics(tmp_path / "runs" / "sentences", "eval/mean")
+    assert after > before + 0.2

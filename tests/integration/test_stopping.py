@@ -104,7 +104,7 @@ def test_a_check_whose_reward_hangs_ends_with_its_grading_processes(tmp_path):
     assert any("rlft.rewards.zygote" in name for name in started.names())
     stopped = stop(started, signal.SIGINT, to_group=True)
     assert stopped.status == 130 and stopped.gone_s <= LIMIT_S and stopped.left == []
-    assert stopped.said.startswith("stopped by Ctrl-C (starting): nothing is saved; start anew: rlft check run.toml ")
+    assert stopped.said.startswith("stopped by Ctrl-C (check): nothing is saved; start anew: rlft check run.toml ")
 
 
 def test_an_error_at_the_start_is_told_as_it_is_and_not_as_one_of_shutting_down(tmp_path):

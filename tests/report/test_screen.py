@@ -152,3 +152,13 @@ def test_off_a_terminal_a_step_is_told_when_asked_or_after_long_silence():
         clock.now += seconds
         shown.show(StepLine(step, 9, [], 0.0), tell)
     assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/9", "3/9"]
+
+
+def test_what_ends_the_command_hears_which_phases_last():
+    heard = []
+    screen = Screen(Console(file=io.StringIO()), doing=heard.append)
+    with screen.phase("engine"), screen.phase("learner"):
+        pass
+    with screen.phase("evaluation"):
+        pass
+    assert heard == ["engine", "engine, learner", "evaluation"]
