@@ -310,8 +310,13 @@ class GradingProcesses:
         """Run `work` to its end even if the caller is cancelled half-way."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._forget)
         return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if self._closed and not task.cancelled():
+            task.exception()  # a call that was cancelled half-way wanted another process: nobody waits for it any more
 
 
 def _split(piece: _Piece, number: int) -> list[_Piece]:

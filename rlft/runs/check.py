@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from rlft.actors.deadline import watched
 from rlft.actors.reward import RewardWorker
 from rlft.config import RunConfig
 from rlft.data.sources import describe, load_tasks
@@ -136,11 +137,17 @@ async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: flo
     drawn = rng.sample(right, min(FIRST_TASKS, len(right)))
     cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng))) for task in drawn]
     worker = RewardWorker(grader, 1, timeout_s)
+
+    async def look() -> None:
+        if late := (await worker.busy()).told():
+            raise TimeoutError(late)
+
     try:
         async with asyncio.timeout(FIRST_S):
-            paid = await pay(worker, cards)
+            paid = await watched(pay(worker, cards), look)
     except TimeoutError as error:
-        return f"reward: right and wrong answers to {len(cards)} tasks not graded after {FIRST_S:g} s {error}; try `rlft check`"
+        late = str(error) or f"{FIRST_S:g} s were not enough"
+        return f"right and wrong answers to {len(cards)} tasks are not graded yet: {late}; try `rlft check`"
     finally:
         await worker.close()
     return first_words(paid, find(paid, any(rule.normalize == "group" or rule.kind == "group" for rule in grader.rules)))

@@ -46,6 +46,11 @@ def fails_on_gold(task, trajectory):
     return 0.0 if trajectory.text != task.answer else 1 / 0
 
 
+def hangs(task, trajectory):
+    while True:
+        pass
+
+
 def solves(task, trajectory):
     return float(trajectory.text == task.meta["solution"])
 
@@ -217,6 +222,12 @@ def test_nothing_is_said_without_right_answers_or_of_models(folder):
 
 def test_a_gold_answer_that_cannot_be_graded_is_told_and_stops_nothing(folder):
     assert "not graded" in looked({f"{folder}:fails_on_gold": 1.0}, ["30"])
+
+
+def test_a_reward_that_hangs_on_the_first_answers_is_named_and_nothing_else_is_said(folder, caplog):
+    said = looked({f"{folder}:hangs": 1.0}, ["30"], timeout_s=0.5)
+    assert said.startswith("right and wrong answers to 1 tasks are not graded yet: reward 'hangs': stopped at its limit of 0.5 s ")
+    assert caplog.text == ""
 
 
 def test_an_unsound_reward_is_told_by_hand():
