@@ -32,4 +32,5 @@ def cispo(clip_low: float = 1.0, clip_high: float = 4.0, normalize: bool = True,
         per_token, bounded = losses.cispo(logprobs, old_logprobs, advantages, clip_low, clip_high)
         return per_token, {"ratio/clipped": bounded.float()}
 
-    return policy_gradient("cispo", outcome(group_normalized if normalize else group_centered), surrogate, shared, signal="advantages")
+    estimator = group_normalized if normalize else group_centered
+    return policy_gradient("cispo", outcome(estimator), surrogate, shared, signal="advantages", ratio=False)

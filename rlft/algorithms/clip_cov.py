@@ -13,6 +13,7 @@ from rlft.algorithms.covariance import covariance, highest, random_in_band
 from rlft.algorithms.grpo import clipped
 from rlft.algorithms.masking import masked
 from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gradient
+from rlft.algorithms.ratios import bounded_exp
 from rlft.types import Batch
 
 READS: tuple[Need, ...] = ("old_logprobs",)
@@ -79,9 +80,9 @@ def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **
     def surrogate(logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio, weights = logprobs - masked(batch.old_logprobs, batch.loss_mask), masked(batch.kl_coef, batch.loss_mask)
         metrics = {"kl/held_back": (weights > 0).float()}
-        return weights * log_ratio.abs() - masked(batch.advantages, batch.loss_mask) * log_ratio.exp(), metrics
+        return weights * log_ratio.abs() - masked(batch.advantages, batch.loss_mask) * bounded_exp(log_ratio), metrics
 
-    return policy_gradient("kl_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages")
+    return policy_gradient("kl_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages", ratio=False)
 
 
 

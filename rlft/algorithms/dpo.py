@@ -47,13 +47,13 @@ def dpo(
 
 
 def ipo(
-    beta: float = 0.1, pairs: Rule = "best_worst", threshold: float = 1.0, min_gap: float = 0.0, suffix: bool = False, average: bool = False
+    beta: float = 0.1, pairs: Rule = "best_worst", threshold: float = 1.0, min_gap: float = 0.0, suffix: bool = False, average: bool = True
 ) -> Algorithm:
     """(lead - 1 / (2 beta))^2, mean over pairs (arXiv:2310.12036). Options as `dpo`'s.
 
     Args:
-        average: log-ratios are means over the trained tokens of a side, not sums, so that long answers need no larger lead; with
-            `suffix` over those from where the sides part.
+        average: log-ratios are means over the trained tokens of a side, as the paper's authors confirmed of theirs: long answers
+            need no larger lead. With `suffix` over those from where the sides part. False takes sums.
     """
     check_pairing(beta, pairs, threshold, min_gap)
     return over_pairs("ipo", pairs_by_reward(pairs, threshold, min_gap, suffix), lambda lead, gaps: preference.ipo(lead, beta), average)

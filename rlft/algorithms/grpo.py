@@ -14,19 +14,16 @@ from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gr
 from rlft.types import Batch
 
 
-def grpo(
-    clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None, normalize: bool = True, **shared: Unpack[Shared]
-) -> Algorithm:
+def grpo(clip_low: float = 0.2, clip_high: float = 0.2, normalize: bool = True, **shared: Unpack[Shared]) -> Algorithm:
     """Group-relative outcome advantages with the clipped surrogate.
 
     Args:
         clip_low, clip_high: the ratio is kept in [1 - clip_low, 1 + clip_high].
-        dual_clip: bound on the ratio where the advantage is negative, see `losses.ppo_clip`; None for none.
         normalize: divide by the group's std; False only centers.
         shared: see `policy_gradient.Shared`. The paper's aggregation is "sequence", its KL k3 in the loss.
     """
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high, dual_clip), shared, signal="advantages")
+    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high), shared, signal="advantages")
 
 
 def dr_grpo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
@@ -44,7 +41,7 @@ def dapo(clip_low: float = 0.2, clip_high: float = 0.28, **shared: Unpack[Shared
     return policy_gradient("dapo", outcome(group_normalized), surrogate, shared, defaults, signal="advantages")
 
 
-def clipped(clip_low: float, clip_high: float, dual_clip: float | None = None) -> LossFn:
+def clipped(clip_low: float, clip_high: float) -> LossFn:
     """The clipped surrogate (`losses.ppo_clip`) of a batch's advantages.
 
     Raises:
@@ -52,11 +49,10 @@ def clipped(clip_low: float, clip_high: float, dual_clip: float | None = None) -
     """
     expect(is_number(clip_low, 0) and clip_low <= 1, "clip_low", "0 to 1", clip_low)
     expect(is_number(clip_high, 0), "clip_high", "at least 0", clip_high)
-    expect(dual_clip is None or (is_number(dual_clip, 1) and dual_clip > 1), "dual_clip", "more than 1", dual_clip)
 
     def surrogate(logprobs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         old_logprobs, advantages = masked(batch.old_logprobs, batch.loss_mask), masked(batch.advantages, batch.loss_mask)
-        per_token, cut = ppo_clip(logprobs, old_logprobs, advantages, clip_low, clip_high, dual_clip)
+        per_token, cut = ppo_clip(logprobs, old_logprobs, advantages, clip_low, clip_high)
         return per_token, {"ratio/clipped": cut.float()}
 
     return surrogate

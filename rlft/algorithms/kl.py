@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rlft.algorithms.ratios import MAX_LOG_RATIO, bounded_exp
 from rlft.errors import ConfigError
 
 Estimator = Literal["k1", "k2", "k3"]
@@ -42,9 +43,10 @@ def k2(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
     """r - 1 - log r: unbiased, never negative, low variance.
 
-    `expm1` keeps precision near r = 1, where r - 1 would round to float32's spacing at 1.
+    `expm1` keeps precision near r = 1, where r - 1 would round to float32's spacing at 1. Beyond log r = 10 it grows no more,
+    and has no gradient.
     """
-    log_ratio = other_logprobs - logprobs
+    log_ratio = (other_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(log_ratio) - log_ratio
 
 
@@ -81,7 +83,7 @@ def penalty(form: Form, logprobs: Tensor, ref_logprobs: Tensor, old_logprobs: Te
         case "k3+":
             return _straight_through(k3(logprobs, ref_logprobs), k2(logprobs, ref_logprobs))
         case "k3_ratio":
-            return (logprobs - old_logprobs).exp() * k3(logprobs, ref_logprobs)
+            return bounded_exp(logprobs - old_logprobs) * k3(logprobs, ref_logprobs)
     raise ConfigError(f"algorithm.kl: expected one of {', '.join(get_args(Form))}, got {form!r}")
 
 

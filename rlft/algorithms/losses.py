@@ -2,7 +2,8 @@
 
 Axes: B rows, T tokens. What the numbers weigh is decided in `masking.loss_weights`. Inputs are 0 off
 the mask (`masking.masked`). Where a loss takes `mask` and `traj_ids`, it speaks of whole trajectories:
-every row of one must be in the call, which `Algorithm.unit` "trajectory" sees to.
+every row of one must be in the call, which `Algorithm.unit` "trajectory" sees to. A ratio counts as at most e^10,
+with no gradient beyond (`ratios.bounded_exp`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlft.algorithms.masking import trajectory_mean, trajectory_sum
+from rlft.algorithms.ratios import MAX_LOG_RATIO, bounded_exp
 
 Level = Literal["token", "sequence"]
 
-MAX_LOG_RATIO = 10.0
 PASS_RATES = (0.02, 0.98)
 
 
@@ -26,7 +27,6 @@ def ppo_clip(
     advantages: Tensor,
     clip_low: float,
     clip_high: float,
-    dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A): the clipped surrogate
     (arXiv:1707.06347, eq. 7) with a bound of its own on each side (DAPO, arXiv:2503.14476).
@@ -34,18 +34,27 @@ def ppo_clip(
     Args:
         logprobs: [B, T], carries the gradient.
         old_logprobs, advantages: [B, T].
-        dual_clip: > 1; where A < 0 the loss is at most -dual_clip * A, so that a bad token that became
-            likely cannot outweigh all others (arXiv:1912.09729, with 3).
 
     Returns:
         loss [B, T], and clipped [B, T] bool: tokens whose gradient is cut.
     """
-    ratio = (logprobs - old_logprobs).exp()
-    loss, clipped = _pessimistic(ratio, advantages, clip_low, clip_high)
-    if dual_clip is None:
-        return loss, clipped
-    over = (advantages < 0) & (ratio.detach() > dual_clip)
-    return torch.where(over, -dual_clip * advantages, loss), clipped | over
+    return _pessimistic(bounded_exp(logprobs - old_logprobs), advantages, clip_low, clip_high)
+
+
+def dual_clip(loss: Tensor, advantages: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """A loss of ratio times advantage, at most -bound * A where A < 0: a bad token that became likely cannot outweigh
+    all others (arXiv:1912.09729, with 3).
+
+    Args:
+        loss, advantages: [B, T].
+        bound: > 1, on the ratio.
+
+    Returns:
+        loss [B, T], and cut [B, T] bool: tokens whose gradient is cut.
+    """
+    most = -bound * advantages
+    cut = (advantages < 0) & (loss.detach() > most)
+    return torch.where(cut, most, loss), cut
 
 
 def gspo(
@@ -64,7 +73,7 @@ def gspo(
     gradient, for advantages that differ within a trajectory. Where they do not, both have the same gradient under
     aggregation "sequence", the paper's. The bounds are on s, hence small: 3e-4 and 4e-4 in the paper.
     """
-    s = trajectory_mean(logprobs - old_logprobs, mask, traj_ids).exp().expand_as(logprobs)
+    s = bounded_exp(trajectory_mean(logprobs - old_logprobs, mask, traj_ids)).expand_as(logprobs)
     if level == "token":
         s = s.detach() * (logprobs - logprobs.detach()).exp()
     return _pessimistic(s, advantages, clip_low, clip_high)
@@ -78,7 +87,7 @@ def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_low: 
     Returns:
         loss [B, T], and clipped [B, T] bool: tokens whose weight is bounded.
     """
-    ratio = (logprobs.detach() - old_logprobs).exp()
+    ratio = bounded_exp(logprobs.detach() - old_logprobs)
     weight = ratio.clamp(min=1 - clip_low, max=1 + clip_high)
     return -weight * advantages * logprobs, weight != ratio
 
@@ -101,7 +110,7 @@ def gmpo(
     log_ratio = logprobs - old_logprobs
     bounded = log_ratio.clamp(-clip_low, clip_high)
     kept = torch.where(advantages < 0, torch.maximum(log_ratio, bounded), torch.minimum(log_ratio, bounded))
-    return -trajectory_mean(kept, mask, traj_ids).exp() * advantages, (kept != log_ratio).detach()
+    return -bounded_exp(trajectory_mean(kept, mask, traj_ids)) * advantages, (kept != log_ratio).detach()
 
 
 def nft(
@@ -128,8 +137,6 @@ def nft(
         level: R per "token", or the product over the "sequence", the same loss on each of its tokens.
         eps_right: a right answer less likely than this share of before is pulled back with less force; 0 for none.
         eps_wrong: > 0; 1 in the paper. Small ones push unlikely wrong tokens hard.
-
-    R counts as at most e^10, with no gradient beyond, as in the authors' code.
     """
     log_ratio = logprobs - old_logprobs
     if level == "sequence":

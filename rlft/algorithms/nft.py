@@ -75,7 +75,7 @@ def nft(
     sequence = level == "sequence"
     defaults: Shared = {"aggregation": "sequence"} if sequence else {}
     unit, min_group = "trajectory" if sequence else "row", 1 + (pass_rate == "group")
-    return policy_gradient("nft", advantages, surrogate, shared, defaults, unit=unit, min_group=min_group, signal="advantages")
+    return policy_gradient("nft", advantages, surrogate, shared, defaults, unit=unit, min_group=min_group, signal="advantages", ratio=False)
 
 
 def _task_weights(weight: Weight, rates: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from rlft.algorithms.base import AdvantageFn, Aggregation, Algorithm, Control, L
 from rlft.algorithms.controllers import Shape, adaptive, scheduled
 from rlft.algorithms.corrections import Level, Mode, importance_weights
 from rlft.algorithms.kl import ESTIMATORS, Form, k3, penalty
+from rlft.algorithms.losses import dual_clip
 from rlft.algorithms.masking import masked
+from rlft.algorithms.ratios import beyond, bounded_exp
 from rlft.errors import ConfigError
 from rlft.types import Batch, Unit
 
@@ -48,6 +50,8 @@ class Shared(TypedDict, total=False):
     is_cap: multiply the surrogate, not the KL, with importance weights engine -> learner bounded
         at this value; None leaves them out.
     is_level, is_mode, is_floor: see `corrections.importance_weights`.
+    dual_clip: bound on the ratio where the advantage is negative, see `losses.dual_clip`; None for none. For surrogates that
+        are a ratio times the advantage.
     """
 
     aggregation: Aggregation
@@ -67,6 +71,7 @@ class Shared(TypedDict, total=False):
     is_level: Level
     is_mode: Mode
     is_floor: float
+    dual_clip: float | None
 
 
 DEFAULTS: Shared = {
@@ -87,6 +92,7 @@ DEFAULTS: Shared = {
     "is_level": "token",
     "is_mode": "truncate",
     "is_floor": 0.0,
+    "dual_clip": None,
 }
 
 
@@ -118,6 +124,7 @@ def policy_gradient(
     may_truncate: bool = False,
     estimator_needs: Iterable[Need] = (),
     signal: Signal | None = None,
+    ratio: bool = True,
 ) -> Algorithm:
     """A method from its estimator and its surrogate.
 
@@ -132,6 +139,7 @@ def policy_gradient(
         estimator_needs: those of "old_logprobs" and "ref_logprobs" that `advantages` reads by itself.
         signal: the stream without which `surrogate` has no gradient, see `Algorithm`. Terms that stand beside the surrogate
             (KL in the loss, entropy, a critic) have one without it, so with them nothing is skipped.
+        ratio: whether the surrogate is a ratio times the advantage; `dual_clip` is for these alone.
 
     Raises:
         ConfigError: a value out of range, or an option that has no effect with the others.
@@ -139,6 +147,8 @@ def policy_gradient(
     standard: Shared = {**DEFAULTS, **(defaults or {})}
     check_options(shared, standard)
     o = SimpleNamespace(**{**standard, **shared})
+    if o.dual_clip is not None and not ratio:
+        raise ConfigError(f"algorithm.dual_clip bounds a ratio times an advantage, and the loss of {name!r} is none; remove it")
     needed: set[Need] = {*needs}
     if o.kl_coef:
         needed |= {"old_logprobs", "ref_logprobs"}
@@ -201,14 +211,20 @@ def _around_loss(surrogate: LossFn, o: Any) -> LossFn:
         logprobs, batch = masked(logprobs, batch.loss_mask), without_noise(batch)
         per_token, metrics = surrogate(logprobs, batch)
         now = logprobs.detach()
+        if o.dual_clip is not None:
+            per_token, cut = dual_clip(per_token, batch.advantages, o.dual_clip)
+            metrics = {**metrics, "ratio/dual_clipped": cut.float()}
         if batch.old_logprobs is not None:
             # The samples are the old policy's: KL(old || new).
-            metrics = {"ratio/mean": (now - batch.old_logprobs).exp(), "kl/old": k3(batch.old_logprobs, now), **metrics}
+            moved = now - batch.old_logprobs
+            ratios = {"ratio/mean": bounded_exp(moved), "ratio/bounded": beyond(moved)}
+            metrics = {**ratios, "kl/old": k3(batch.old_logprobs, now), **metrics}
         if o.is_cap is not None:
             per_token = per_token * masked(batch.is_weights, batch.loss_mask)
         if o.kl_coef:
             ref_logprobs, weights = _filled(batch.ref_logprobs), masked(batch.kl_coef, batch.loss_mask)
-            metrics |= {"kl/ref": k3(now, ref_logprobs), "kl/penalty": weights * k3(now, ref_logprobs)}
+            estimate = k3(now, ref_logprobs)
+            metrics |= {"kl/ref": estimate, "kl/penalty": weights * estimate, "kl/bounded": beyond(ref_logprobs - now)}
             if o.kl_in == "loss":
                 per_token = per_token + weights * penalty(o.kl, logprobs, ref_logprobs, _filled(batch.old_logprobs))
         if o.entropy_coef:
@@ -253,6 +269,7 @@ def check_options(shared: Shared, standard: Shared) -> None:
         value = getattr(o, option)
         expect(value is None or is_number(value, least), option, "a number" if least is None else f"at least {least}", value)
     expect(o.is_cap is None or (is_number(o.is_cap) and o.is_cap > o.is_floor), "is_cap", f"more than {o.is_floor:g}", o.is_cap)
+    expect(o.dual_clip is None or (is_number(o.dual_clip, 1) and o.dual_clip > 1), "dual_clip", "more than 1", o.dual_clip)
     expect(all(is_number(f, 0) for f in o.kl_turns), "kl_turns", "factors of at least 0", o.kl_turns)
     expect(o.kl_in == "loss" or o.kl in ESTIMATORS, "kl", f"one of {', '.join(ESTIMATORS)} with kl_in = 'reward'", o.kl)
     expect(o.kl_target is None or o.kl_final is None, "kl_final", "nothing beside kl_target: kl_coef follows one of them", o.kl_final)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlft.algorithms.advantages import group_centered
-from rlft.algorithms.base import Algorithm, Reduce
+from rlft.algorithms.base import Algorithm, Need, Reduce
 from rlft.algorithms.masking import masked
 from rlft.algorithms.policy_gradient import Shared, expect, is_number, policy_gradient
 from rlft.algorithms.turns import compare, on_turns, same_turn, turns_of
@@ -44,4 +44,5 @@ def rise(temperature: float = 1.0, max_weight: float = 20.0, **shared: Unpack[Sh
         weights = masked(batch.ce_weights, batch.loss_mask)
         return -weights * logprobs, {"rise/weight": weights, "rise/better": (weights > 0).float()}
 
-    return policy_gradient("rise", advantages, surrogate, shared, needs=("turn_rewards",), may_truncate=True, signal="ce_weights")
+    needs: tuple[Need, ...] = ("turn_rewards",)
+    return policy_gradient("rise", advantages, surrogate, shared, needs=needs, may_truncate=True, signal="ce_weights", ratio=False)

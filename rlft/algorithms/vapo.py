@@ -57,4 +57,5 @@ def vapo(
         per_token, metrics = policy_loss(logprobs, batch)
         return per_token - positive_coef * masked(batch.ce_weights, batch.loss_mask) * logprobs, metrics
 
-    return policy_gradient("vapo", advantages, surrogate, shared, needs=NEEDS, value_loss=clipped_critic(value_clip), min_group=1)
+    critic = clipped_critic(value_clip)
+    return policy_gradient("vapo", advantages, surrogate, shared, needs=NEEDS, value_loss=critic, min_group=1, ratio=False)

@@ -43,7 +43,8 @@ def test_smoothing_makes_a_large_lead_cost():
 
 
 def test_ipo_wants_a_lead_of_half_over_beta():
-    assert loss_at(ipo(beta=0.1), 5.0, 1.0) == pytest.approx(0.0) and loss_at(ipo(beta=0.1), 4.0, 1.0) == pytest.approx(1.0)
+    summed = ipo(beta=0.1, average=False)
+    assert loss_at(summed, 5.0, 1.0) == pytest.approx(0.0) and loss_at(summed, 4.0, 1.0) == pytest.approx(1.0)
 
 
 def test_spin_learns_from_demonstrations_and_not_from_rewards():

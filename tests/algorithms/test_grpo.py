@@ -137,7 +137,7 @@ def test_on_policy_the_gradient_is_reinforces():
 def test_on_policy_the_metrics_say_ratio_one_and_no_kl_to_the_old_policy():
     batch = grpo().advantages(example_batch(), identity)
     _, metrics = grpo().loss(batch.old_logprobs, batch)
-    assert set(metrics) == {"ratio/mean", "ratio/clipped", "kl/old"}
+    assert set(metrics) == {"ratio/mean", "ratio/bounded", "ratio/clipped", "kl/old"}
     assert (metrics["ratio/mean"] == 1).all() and not metrics["ratio/clipped"].any() and not metrics["kl/old"].any()
 
 

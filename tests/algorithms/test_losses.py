@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlft.algorithms.advantages import group_centered, group_normalized
-from rlft.algorithms.losses import cispo, clipped_value, gmpo, gspo, nft, ppo_clip
+from rlft.algorithms.losses import cispo, clipped_value, dual_clip, gmpo, gspo, nft, ppo_clip
 from rlft.algorithms.masking import loss_weights, masked, weighted_sum
 from rlft.testing.checks import example_batch
 
@@ -63,18 +63,19 @@ def test_the_clip_indicator_carries_no_gradient():
     [
         (2.5, -2.0, 5.0, False),
         (4.0, -2.0, 6.0, True),  # at most 3 * 2
-        (0.5, -2.0, 1.6, True),  # the clip still holds
-        (4.0, 2.0, -2.6, True),  # good tokens are not concerned
+        (0.5, -2.0, 1.6, False),  # the clip's own cut
+        (4.0, 2.0, -2.6, False),  # good tokens are not concerned
         (0.5, 2.0, -1.0, False),
         (4.0, 0.0, 0.0, False),
     ],
 )
 def test_a_dual_clip_bounds_the_loss_of_bad_tokens(ratio, advantage, expected, cut):
     logprobs = column([math.log(ratio) - 2.0]).requires_grad_()
-    loss, clipped = ppo_clip(logprobs, column([-2.0]), column([advantage]), 0.2, 0.3, dual_clip=3.0)
+    free, clipped = ppo_clip(logprobs, column([-2.0]), column([advantage]), 0.2, 0.3)
+    loss, found = dual_clip(free, column([advantage]), 3.0)
     loss.sum().backward()
-    assert loss.item() == pytest.approx(expected, abs=1e-5) and bool(clipped) is cut
-    assert (logprobs.grad.item() == 0) == (cut or advantage == 0)
+    assert loss.item() == pytest.approx(expected, abs=1e-5) and bool(found) is cut
+    assert (logprobs.grad.item() == 0) == (cut or bool(clipped) or advantage == 0)
 
 
 def test_without_a_dual_clip_a_bad_tokens_loss_grows_with_its_ratio():
@@ -196,7 +197,7 @@ def test_gmpo_summed_over_a_trajectory_is_the_papers_objective():
 
 
 SURROGATES = {
-    "ppo_clip": lambda lp, old, a, mask, ids: ppo_clip(lp, old, a, 0.2, 0.3, dual_clip=3.0)[0],
+    "ppo_clip": lambda lp, old, a, mask, ids: dual_clip(ppo_clip(lp, old, a, 0.2, 0.3)[0], a, 3.0)[0],
     "gspo": lambda lp, old, a, mask, ids: gspo(lp, old, a, mask, ids, 0.2, 0.3)[0],
     "gspo token": lambda lp, old, a, mask, ids: gspo(lp, old, a, mask, ids, 0.2, 0.3, "token")[0],
     "cispo": lambda lp, old, a, mask, ids: cispo(lp, old, a, 0.2, 0.3)[0],

@@ -214,7 +214,7 @@ def common_beginnings():
 def test_what_stands_before_the_parting_cancels_exactly():
     g = torch.Generator().manual_seed(0)
     table, ref_table = torch.randn(2, 10, 10, generator=g, dtype=torch.float64)
-    for whole, suffix in [(dpo(), dpo(suffix=True)), (ipo(), ipo(suffix=True))]:
+    for whole, suffix in [(dpo(), dpo(suffix=True)), (ipo(average=False), ipo(average=False, suffix=True))]:
         loss, gradient, tokens = policy_step(whole, common_beginnings(), table, ref_table)
         short_loss, short_gradient, fewer = policy_step(suffix, common_beginnings(), table, ref_table)
         assert short_loss == pytest.approx(loss, abs=1e-6) and torch.allclose(short_gradient, gradient, atol=1e-6)

@@ -16,7 +16,7 @@ OPTIONS = [
     (dpo, {"pairs": "ranked", "margin_coef": 0.5, "beta": 0.7}),
     (dpo, {"pairs": "correct_wrong", "threshold": 0.0, "label_smoothing": 0.2}),
     (dpo, {"pairs": "ranked", "min_gap": 1.0, "suffix": True}),
-    (ipo, {"beta": 0.3}),
+    (ipo, {"beta": 0.3, "average": False}),
     (ipo, {"pairs": "ranked", "average": True}),
 ]
 
@@ -103,8 +103,8 @@ def test_a_pair_worked_by_hand():
     expected = [[0, -slope, -slope, 0, 0, 0], [0, slope, 0, slope, slope, 0]]
     torch.testing.assert_close(gradient, torch.tensor(expected))
     # means 0.25 and -0.5: a lead of 0.75 where 1 is wanted
-    assert step(ipo(beta=0.5, average=True), one_pair(), logprobs)[0] == pytest.approx(0.0625)
-    assert step(ipo(beta=0.5), one_pair(), logprobs)[0] == pytest.approx(1.0)
+    assert step(ipo(beta=0.5), one_pair(), logprobs)[0] == pytest.approx(0.0625)
+    assert step(ipo(beta=0.5, average=False), one_pair(), logprobs)[0] == pytest.approx(1.0)
 
 
 def test_metrics_of_a_pair_worked_by_hand():

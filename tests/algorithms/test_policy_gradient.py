@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from rlft.algorithms import BUILTIN
 from rlft.algorithms.advantages import group_centered, outcome
 from rlft.algorithms.base import Algorithm
 from rlft.algorithms.gdpo import gdpo
@@ -16,6 +17,7 @@ from rlft.algorithms.ppo import ppo
 from rlft.algorithms.reflect import reflect_retry_reward
 from rlft.algorithms.reinforce_pp import reinforce_pp
 from rlft.errors import ConfigError
+from rlft.names import import_object
 from rlft.testing.checks import check_algorithm, example_batch
 from rlft.types import PER_ROW, Batch
 
@@ -233,13 +235,14 @@ def test_metrics_are_of_the_policy_as_it_is_and_say_what_the_kl_costs():
     options = {"kl_coef": 0.3, "kl": "k1", "kl_turns": [2.0, 1.0]}
     *_, metrics = run(plain(**options), batch)
     new, on = some_logprobs(batch), batch.loss_mask
-    assert set(metrics) == {"plain/advantage", "ratio/mean", "kl/old", "kl/ref", "kl/penalty"}
+    bounded = {"ratio/bounded", "kl/bounded"}
+    assert set(metrics) == {"plain/advantage", "ratio/mean", "kl/old", "kl/ref", "kl/penalty", *bounded}
     gap, away = batch.ref_logprobs - new, new - batch.old_logprobs
     torch.testing.assert_close(metrics["ratio/mean"][on], away.exp()[on])
     torch.testing.assert_close(metrics["kl/old"][on], (away.exp() - 1 - away)[on], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(metrics["kl/ref"][on], (gap.exp() - 1 - gap)[on], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(metrics["kl/penalty"], torch.where(batch.turn_ids == 0, 0.6, 0.3) * metrics["kl/ref"])
-    assert set(run(plain(), batch)[-1]) == {"plain/advantage", "ratio/mean", "kl/old"}
+    assert set(run(plain(), batch)[-1]) == {"plain/advantage", "ratio/mean", "ratio/bounded", "kl/old"}
 
 
 def test_a_methods_own_metrics_stand_over_the_shared_ones():
@@ -247,6 +250,37 @@ def test_a_methods_own_metrics_stand_over_the_shared_ones():
         return -batch.advantages * logprobs, {"ratio/mean": torch.full_like(batch.rewards, 7.0)}
 
     assert (run(policy_gradient("own", outcome(group_centered), surrogate, {}), given_batch())[-1]["ratio/mean"] == 7).all()
+
+
+# The dual clip
+
+RATIOS = ("grpo", "dr_grpo", "dapo", "rloo", "gspo", "gmpo", "clip_cov", "reinforce_pp", "reinforce_pp_baseline")
+
+
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_dual_clip_bounds_every_loss_of_a_ratio(name):
+    given = {"max_length": 8} if name == "dr_grpo" else {}
+    make = import_object(BUILTIN[name])
+    batch = given_batch()
+    moved = batch.old_logprobs + torch.where(batch.loss_mask, 3.0, 0.0)  # e^3 times as likely
+
+    def loss(**options):
+        algorithm = make(**given, **options)
+        filled = algorithm.advantages(batch, identity)
+        return filled, *algorithm.loss(moved.clone(), filled)
+
+    filled, bounded, metrics = loss(dual_clip=3.0)
+    _, free, _ = loss()
+    bad = filled.advantages < 0
+    assert bad.any() and (free[bad] > 3.1 * -filled.advantages[bad]).all()
+    torch.testing.assert_close(bounded[bad], -3.0 * filled.advantages[bad])
+    assert torch.equal(bounded[~bad], free[~bad]) and torch.equal(metrics["ratio/dual_clipped"] > 0, bad)
+
+
+@pytest.mark.parametrize("name", ["cispo", "nft", "rise", "kl_cov", "vapo"])
+def test_a_loss_of_another_kind_refuses_it(name):
+    with pytest.raises(ConfigError, match="algorithm.dual_clip bounds a ratio times an advantage"):
+        import_object(BUILTIN[name])(dual_clip=3.0)
 
 
 # The overlong filter
