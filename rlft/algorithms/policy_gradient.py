@@ -212,7 +212,7 @@ def _around_loss(surrogate: LossFn, o: Any) -> LossFn:
         per_token, metrics = surrogate(logprobs, batch)
         now = logprobs.detach()
         if o.dual_clip is not None:
-            per_token, cut = dual_clip(per_token, batch.advantages, o.dual_clip)
+            per_token, cut = dual_clip(per_token, _filled(batch.advantages), o.dual_clip)
             metrics = {**metrics, "ratio/dual_clipped": cut.float()}
         if batch.old_logprobs is not None:
             # The samples are the old policy's: KL(old || new).

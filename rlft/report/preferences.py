@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from rlft.report.intervals import wilson
+
 NUM_BINS = 10
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def report(scores: np.ndarray, lengths: np.ndarray) -> PreferenceReport:
         raise ValueError(f"report: expected scores and lengths [P, 2] of at least one pair, got {scores.shape} and {lengths.shape}")
     margins, longer = scores[:, 0] - scores[:, 1], lengths[:, 0] - lengths[:, 1]
     right = np.where(margins == 0, 0.5, margins > 0)
-    low, high = wilson(float(right.sum()), len(right))
+    low, high = wilson(float(right.mean()), len(right))
     bins = _bins(1 / (1 + np.exp(-np.abs(margins))), right)
     p10, p50, p90 = np.quantile(margins, (0.1, 0.5, 0.9))
     return PreferenceReport(
@@ -101,15 +101,6 @@ def report(scores: np.ndarray, lengths: np.ndarray) -> PreferenceReport:
         length_correlation=_correlation(scores.ravel(), lengths.ravel()),
         margin_length_correlation=_correlation(margins, longer),
     )
-
-
-def wilson(successes: float, trials: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22): it holds near 0 and 1 and for few trials."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = successes / trials, 1 / (1 + z * z / trials)
-    center = weight * (share + z * z / (2 * trials))
-    reach = weight * z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(0.0, center - reach), min(1.0, center + reach)
 
 
 def show(console: Console, found: PreferenceReport) -> None:

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from rlft.report.preferences import draw, report, wilson
+from rlft.report.intervals import wilson
+from rlft.report.preferences import draw, report
 
 
 def test_a_table_worked_by_hand():
@@ -53,8 +54,8 @@ def test_what_cannot_be_told_is_nan_and_not_zero():
 
 
 def test_the_interval_is_wilsons():
-    assert wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # as published tables have it
-    assert wilson(10, 10)[0] < 0.75 and wilson(10, 10)[1] == 1.0  # where the normal interval would have no width
+    assert wilson(0.9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-4)  # as published tables have it
+    assert wilson(1.0, 10)[0] < 0.75 and wilson(1.0, 10)[1] == 1.0  # where the normal interval would have no width
 
 
 def test_one_row_of_scores_and_lengths_per_pair():
