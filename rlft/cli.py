@@ -310,6 +310,7 @@ def _build(model: StarterModel, folder: Path, seed: int) -> Path:
             return build_smollm2(folder)
     from rlft.recipes.starter import build_starter
 
+    note_doing("making the model to start from")
     return build_starter(folder, seed)
 
 

@@ -73,8 +73,14 @@ KEYS: Mapping[str, str] = {
     "clip_ratio_low": "clip_low in [algorithm]",
     **dict.fromkeys(("adv_estimator", "advantage_estimator"), "name in [algorithm]"),
     "loss_type": 'name in [algorithm] ("dr_grpo", "dapo"), or its option aggregation',
-    "scale_rewards": "normalize in [algorithm]",
-    "mask_truncated_completions": 'algorithm.name = "dapo"',
+    "loss_agg_mode": "aggregation in [algorithm]",
+    **dict.fromkeys(("scale_rewards", "norm_adv_by_std_in_grpo"), "normalize in [algorithm]"),
+    **dict.fromkeys(("delta", "clip_ratio_c", "dual_clip"), "dual_clip in [algorithm]"),
+    **dict.fromkeys(
+        ("vllm_importance_sampling_cap", "vllm_importance_sampling_correction", "rollout_is_threshold", "vllm_is_truncated_threshold"),
+        "is_cap in [algorithm]",
+    ),
+    "mask_truncated_completions": 'overlong = "filter" in [algorithm]',
     "dynamic_filtering": "rollout.drop_no_signal",
     # Rewards.
     **dict.fromkeys(("reward_funcs", "reward_func", "reward_function", "custom_reward_function"), "[reward]: name = weight"),

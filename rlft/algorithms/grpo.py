@@ -36,7 +36,7 @@ def dr_grpo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shar
 def dapo(clip_low: float = 0.2, clip_high: float = 0.28, **shared: Unpack[Shared]) -> Algorithm:
     """GRPO with a higher upper clip, every token weighed alike and truncated trajectories left out
     (DAPO, arXiv:2503.14476). Its dynamic sampling is `rollout.drop_no_signal`, its overlong reward the
-    reward `overlong_penalty`."""
+    reward `overlong`."""
     surrogate, defaults = clipped(clip_low, clip_high), Shared(overlong="filter")
     return policy_gradient("dapo", outcome(group_normalized), surrogate, shared, defaults, signal="advantages")
 

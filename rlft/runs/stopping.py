@@ -163,11 +163,12 @@ def last_words(cause: str, told: Mapping[str, Any], arguments: Sequence[str]) ->
     if "say" in told:
         return f"stopped by {cause}: {told['say']}"
     again = [argument for argument in arguments if argument not in ("--overwrite", "--resume")]
+    doing = told.get("doing", "starting")
     if "folder" not in told:  # of a run
-        return f"stopped by {cause} ({told.get('doing', 'starting')}): nothing is saved; start anew: {_line(arguments)}"
+        return f"stopped by {cause} ({doing}): nothing is saved; start anew: {_line(arguments)}"
     folder = Path(told["folder"])
     step, saved = _last_step(folder / "metrics.jsonl"), _last_checkpoint(folder / "checkpoints")
-    where = f"after step {step} of {told['steps']}" if step else f"({told['doing']})"
+    where = f"after step {step} of {told['steps']}" if step else f"({doing})"
     kept = f"checkpoint {saved} is saved in {folder}" if saved else "nothing is saved"
     resume = [*again, "--resume"] if arguments[0] == "train" else ["train", str(folder / "config.toml"), "--resume"]
     if told["over"]:
