@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from rlft import algorithms, elsewhere, names
+from rlft.algorithms.policy_gradient import DEFAULTS
 from rlft.config import RECIPES, RunConfig, load, validate, whole_key
 from rlft.errors import ConfigError
 from rlft.names import bind
@@ -64,7 +65,7 @@ def test_a_list_on_the_command_line_needs_no_brackets(tmp_path, override, key, v
 
 
 def test_every_key_that_stands_for_one_of_another_library_is_a_key_of_ours():
-    algorithm = {"clip_low", "clip_high", "kl_coef", "kl", "name", "aggregation", "normalize"}  # options of [algorithm]
+    algorithm = {"clip_low", "clip_high", "name", "normalize", *DEFAULTS}  # options of [algorithm]
     for theirs, named in elsewhere.KEYS.items():
         said = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", named))
         assert all(whole_key(key) == key or key.startswith(("algorithm.", "eval.data")) for key in said), (theirs, named)
