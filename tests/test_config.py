@@ -69,7 +69,7 @@ def test_every_key_that_stands_for_one_of_another_library_is_a_key_of_ours():
     for theirs, named in elsewhere.KEYS.items():
         said = set(re.findall(r"[a-z_]+(?:\.[a-z_]+)+", named))
         assert all(whole_key(key) == key or key.startswith(("algorithm.", "eval.data")) for key in said), (theirs, named)
-        plain = named.partition(",")[0].partition(" in ")[0]
+        plain = named.partition(",")[0].partition(" in ")[0].partition(" = ")[0]
         known = RunConfig.model_fields.keys() | algorithm
         assert said or "[reward]" in named or "nothing" in named or plain in known or set(plain.split(" and ")) <= known or "dtype" in plain
 
