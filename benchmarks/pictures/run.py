@@ -85,7 +85,8 @@ def main(names: list[str]) -> None:
     done = [name for name in MADE if (RUNS / name / "summary.json").is_file()]
     PICTURES.mkdir(exist_ok=True)
     for name in done:
-        shrunk(RUNS / name / "plots" / "summary.png", name)
+        if name != "train-slow":  # in the picture of several runs
+            shrunk(RUNS / name / "plots" / "summary.png", name)
     if "train" in done:
         shown = viewer.Choice(worst=1, best=1)
         printed("show", "rlft show runs/pictures/train --worst 1 --best 1", lambda console: viewer.show(console, RUNS / "train", shown))

@@ -210,7 +210,7 @@ PICTURES: Mapping[str, Sequence[Panel]] = {
         Panel("Cut off, without a verdict, equal in their group", "share", *lines(*SHARES, limit=_shares)),
     ),
     "kl": (
-        Panel("KL divergence, mean", "nats per token", *lines("kl/", but=("kl/held_back",), limit=_floor)),
+        Panel("KL divergence, mean", "nats per token", *lines("kl/", but=("kl/held_back", "kl/bounded"), limit=_floor)),
         Panel("Entropy", "nats per token", *lines("policy/entropy")),
     ),
     "timings": (Panel("Where a step's time goes", "wall time (s)", timings, _of(STEP)),),
