@@ -125,6 +125,7 @@ def policy_gradient(
     estimator_needs: Iterable[Need] = (),
     signal: Signal | None = None,
     ratio: bool = True,
+    by_outcome: bool = False,
 ) -> Algorithm:
     """A method from its estimator and its surrogate.
 
@@ -139,6 +140,7 @@ def policy_gradient(
         estimator_needs: those of "old_logprobs" and "ref_logprobs" that `advantages` reads by itself.
         signal: the stream without which `surrogate` has no gradient, see `Algorithm`. Terms that stand beside the surrogate
             (KL in the loss, entropy, a critic) have one without it, so with them nothing is skipped.
+        by_outcome: see `Algorithm`.
         ratio: whether the surrogate is a ratio times the advantage; `dual_clip` is for these alone.
 
     Raises:
@@ -177,6 +179,7 @@ def policy_gradient(
         may_truncate and not o.kl_coef and o.is_cap is None,
         frozenset((needed & late) - early),
         None if beside else signal,
+        by_outcome,
     )
 
 
