@@ -59,6 +59,8 @@ class Algorithm:
             `advantages`, and where an update is one optimizer step `old_logprobs` are the loss's own log-probabilities, detached.
         signal: the stream without which the loss has no gradient. Where it is 0 on all trained tokens of a step, the step
             is skipped. None: every step with a trained token is made.
+        by_outcome: whether a group teaches by what its members earned in all, compared with each other, and by nothing else:
+            where that is equal, the surrogate has no gradient, and `rollout.drop_no_signal` may leave the group out.
     """
 
     name: str
@@ -76,3 +78,4 @@ class Algorithm:
     may_truncate: bool = False
     loss_only: frozenset[Need] = frozenset()
     signal: Signal | None = None
+    by_outcome: bool = False

@@ -33,4 +33,4 @@ def cispo(clip_low: float = 1.0, clip_high: float = 4.0, normalize: bool = True,
         return per_token, {"ratio/clipped": bounded.float()}
 
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("cispo", outcome(estimator), surrogate, shared, signal="advantages", ratio=False)
+    return policy_gradient("cispo", outcome(estimator), surrogate, shared, signal="advantages", ratio=False, by_outcome=True)

@@ -52,7 +52,7 @@ def clip_cov(
         return replace(filled, advantages=masked(filled.advantages, ~chosen))
 
     surrogate = clipped(clip_low, clip_high)
-    return policy_gradient("clip_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages")
+    return policy_gradient("clip_cov", advantages, surrogate, shared, estimator_needs=READS, signal="advantages", by_outcome=True)
 
 
 def kl_cov(fraction: float = 2e-3, coef: float = 1.0, normalize: bool = True, **shared: Unpack[Shared]) -> Algorithm:

@@ -25,4 +25,4 @@ def decoupled_ppo(clip_low: float = 0.2, clip_high: float = 0.2, normalize: bool
     expect(shared.get("is_cap", 5.0) is not None, "is_cap", "a number, or 'grpo' for no weights", None)
     estimator = group_normalized if normalize else group_centered
     surrogate, defaults = clipped(clip_low, clip_high), Shared(is_cap=5.0, is_mode="mask")
-    return policy_gradient("decoupled_ppo", outcome(estimator), surrogate, shared, defaults, signal="advantages")
+    return policy_gradient("decoupled_ppo", outcome(estimator), surrogate, shared, defaults, signal="advantages", by_outcome=True)

@@ -70,4 +70,4 @@ def spin(beta: float = 0.1, suffix: bool = False) -> Algorithm:
     def per_pair(lead: Tensor, gaps: Tensor) -> Tensor:
         return preference.dpo(lead, 0 * gaps, beta)
 
-    return over_pairs("spin", pairs_by_demonstration(suffix), per_pair, needs=("demonstrations",), min_group=1)
+    return over_pairs("spin", pairs_by_demonstration(suffix), per_pair, needs=("demonstrations",), min_group=1, by_outcome=False)

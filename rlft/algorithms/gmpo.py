@@ -34,4 +34,6 @@ def gmpo(clip_low: float = 0.4, clip_high: float = 0.4, normalize: bool = True, 
 
     estimator = group_normalized if normalize else group_centered
     defaults = Shared(aggregation="sequence")
-    return policy_gradient("gmpo", outcome(estimator), surrogate, shared, defaults, unit="trajectory", signal="advantages")
+    return policy_gradient(
+        "gmpo", outcome(estimator), surrogate, shared, defaults, unit="trajectory", signal="advantages", by_outcome=True
+    )

@@ -23,14 +23,15 @@ def grpo(clip_low: float = 0.2, clip_high: float = 0.2, normalize: bool = True, 
         shared: see `policy_gradient.Shared`. The paper's aggregation is "sequence", its KL k3 in the loss.
     """
     estimator = group_normalized if normalize else group_centered
-    return policy_gradient("grpo", outcome(estimator), clipped(clip_low, clip_high), shared, signal="advantages")
+    surrogate = clipped(clip_low, clip_high)
+    return policy_gradient("grpo", outcome(estimator), surrogate, shared, signal="advantages", by_outcome=True)
 
 
 def dr_grpo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]) -> Algorithm:
     """GRPO without its two biases (Dr. GRPO, arXiv:2503.20783): no division by the group's std,
     none by the sampled length. `max_length` must be set."""
     surrogate, defaults = clipped(clip_low, clip_high), Shared(aggregation="constant")
-    return policy_gradient("dr_grpo", outcome(group_centered), surrogate, shared, defaults, signal="advantages")
+    return policy_gradient("dr_grpo", outcome(group_centered), surrogate, shared, defaults, signal="advantages", by_outcome=True)
 
 
 def dapo(clip_low: float = 0.2, clip_high: float = 0.28, **shared: Unpack[Shared]) -> Algorithm:
@@ -38,7 +39,7 @@ def dapo(clip_low: float = 0.2, clip_high: float = 0.28, **shared: Unpack[Shared
     (DAPO, arXiv:2503.14476). Its dynamic sampling is `rollout.drop_no_signal`, its overlong reward the
     reward `overlong`."""
     surrogate, defaults = clipped(clip_low, clip_high), Shared(overlong="filter")
-    return policy_gradient("dapo", outcome(group_normalized), surrogate, shared, defaults, signal="advantages")
+    return policy_gradient("dapo", outcome(group_normalized), surrogate, shared, defaults, signal="advantages", by_outcome=True)
 
 
 def clipped(clip_low: float, clip_high: float) -> LossFn:

@@ -51,4 +51,7 @@ def gspo(
         return per_token, {"ratio/clipped": cut.float()}
 
     advantages: AdvantageFn = outcome(estimator) if level == "sequence" else by_turn
-    return policy_gradient("gspo", advantages, surrogate, shared, {"aggregation": "sequence"}, unit="trajectory", signal="advantages")
+    defaults, by_outcome = Shared(aggregation="sequence"), level == "sequence"
+    return policy_gradient(
+        "gspo", advantages, surrogate, shared, defaults, unit="trajectory", signal="advantages", by_outcome=by_outcome
+    )

@@ -27,6 +27,7 @@ def over_pairs(
     average: bool = False,
     needs: Iterable[Need] = (),
     min_group: int = 2,
+    by_outcome: bool = True,
 ) -> Algorithm:
     """A loss of whole pairs, (lead [P], gaps [P]) -> [P], as an algorithm whose step loss is its mean over pairs.
 
@@ -69,6 +70,7 @@ def over_pairs(
         min_group=min_group,
         may_truncate=True,
         loss_only=frozenset({"ref_logprobs"}),
+        by_outcome=by_outcome,
     )
 
 

@@ -125,6 +125,7 @@ def policy_gradient(
     estimator_needs: Iterable[Need] = (),
     signal: Signal | None = None,
     ratio: bool = True,
+    by_outcome: bool = False,
 ) -> Algorithm:
     """A method from its estimator and its surrogate.
 
@@ -139,6 +140,7 @@ def policy_gradient(
         estimator_needs: those of "old_logprobs" and "ref_logprobs" that `advantages` reads by itself.
         signal: the stream without which `surrogate` has no gradient, see `Algorithm`. Terms that stand beside the surrogate
             (KL in the loss, entropy, a critic) have one without it, so with them nothing is skipped.
+        by_outcome: see `Algorithm`.
         ratio: whether the surrogate is a ratio times the advantage; `dual_clip` is for these alone.
 
     Raises:
@@ -149,23 +151,13 @@ def policy_gradient(
     o = SimpleNamespace(**{**standard, **shared})
     if o.dual_clip is not None and not ratio:
         raise ConfigError(f"algorithm.dual_clip bounds a ratio times an advantage, and the loss of {name!r} is none; remove it")
-    needed: set[Need] = {*needs}
-    if o.kl_coef:
-        needed |= {"old_logprobs", "ref_logprobs"}
-    if o.is_cap is not None:
-        needed |= {"old_logprobs"}
-    early: set[Need] = {*estimator_needs}
-    if o.kl_coef and o.kl_in == "reward":
-        early |= {"old_logprobs", "ref_logprobs"}
-    if o.is_cap is not None:
-        early |= {"old_logprobs"}
-    late: set[Need] = {"old_logprobs", "ref_logprobs"}
+    needed, late = _needs(o, needs, estimator_needs)
     beside = o.entropy_coef or (o.kl_coef and o.kl_in == "loss") or value_loss is not None
     return Algorithm(
         name,
         _around_advantages(advantages, o),
         _around_loss(surrogate, o),
-        frozenset(needed),
+        needed,
         o.aggregation,
         o.max_length,
         value_loss,
@@ -175,8 +167,9 @@ def policy_gradient(
         _controls(o),
         min_group,
         may_truncate and not o.kl_coef and o.is_cap is None,
-        frozenset((needed & late) - early),
+        late,
         None if beside else signal,
+        by_outcome,
     )
 
 
@@ -184,6 +177,21 @@ def without_noise(batch: Batch) -> Batch:
     """The batch with every stream 0, and without gradient, off the loss mask."""
     present = {name: x for name in STREAMS if (x := getattr(batch, name)) is not None}
     return replace(batch, **{name: masked(x, batch.loss_mask) for name, x in present.items()})
+
+
+def _needs(o: Any, needs: Iterable[Need], estimator_needs: Iterable[Need]) -> tuple[frozenset[Need], frozenset[Need]]:
+    """What a method needs with these options, and which of that its loss alone reads."""
+    needed: set[Need] = {*needs}
+    early: set[Need] = {*estimator_needs}
+    if o.kl_coef:
+        needed |= {"old_logprobs", "ref_logprobs"}
+    if o.is_cap is not None:
+        needed |= {"old_logprobs"}
+        early |= {"old_logprobs"}
+    if o.kl_coef and o.kl_in == "reward":
+        early |= {"old_logprobs", "ref_logprobs"}
+    scored: set[Need] = {"old_logprobs", "ref_logprobs"}
+    return frozenset(needed), frozenset((needed & scored) - early)
 
 
 def _around_advantages(advantages: AdvantageFn, o: Any) -> AdvantageFn:

@@ -50,7 +50,7 @@ def rwr(temperature: float = 1.0, center: Center = "max", aggregation: Mean = "t
     """Cross-entropy weighed with exp((r - center) / temperature): reward-weighted regression, as RISE uses it
     (arXiv:2407.18219) over the attempts at one state.
 
-    A group of equal rewards has weight 1 throughout, also when all are wrong: `rollout.drop_no_signal` leaves it out.
+    A group of equal rewards has weight 1 throughout, also when all are wrong.
 
     Args:
         temperature: > 0, in units of the reward. Small ones train on each group's best alone, large ones on everything.

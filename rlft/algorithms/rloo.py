@@ -21,4 +21,4 @@ def rloo(clip_low: float = 0.2, clip_high: float = 0.2, **shared: Unpack[Shared]
         shared: see `policy_gradient.Shared`. kl_in is "reward" and kl "k1" where nothing else is said.
     """
     surrogate, defaults = clipped(clip_low, clip_high), Shared(kl_in="reward", kl="k1")
-    return policy_gradient("rloo", outcome(leave_one_out), surrogate, shared, defaults, signal="advantages")
+    return policy_gradient("rloo", outcome(leave_one_out), surrogate, shared, defaults, signal="advantages", by_outcome=True)

@@ -6,9 +6,9 @@ Axes: P pairs.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from rlft.rollout.renderer import Renderer
 from rlft.types import Message
 
 Pair = TypeVar("Pair")
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,18 +224,27 @@ def _answer(value: Any, prompt: tuple[Message, ...], field: str) -> tuple[Messag
 
 
 def _common(chosen: Any, rejected: Any, fields: PreferencesConfig) -> tuple[tuple[Message, ...], Any, Any]:
-    """Prompt and answers of two conversations: what both begin with is the prompt."""
+    """Prompt and answers of two conversations: the turns that both begin with are the prompt.
+
+    Where they part within a turn, that turn is the answer from its beginning: two answers may begin alike.
+    """
     if isinstance(chosen, str):
-        same = commonprefix([chosen, rejected])
-        same = same[: len(same.rstrip())] or same  # the space before an answer is the answer's
-        if not same.strip():
-            raise _Unusable(fields.chosen, "chosen and rejected have no common beginning, the prompt; name its field in data.prompt")
-        return ({"role": "user", "content": same},), chosen[len(same) :], rejected[len(same) :]
+        chosen, rejected = _turns(chosen, fields.chosen), _turns(rejected, fields.rejected)
     sides = _messages(chosen, "assistant", fields.chosen), _messages(rejected, "assistant", fields.rejected)
     count = next((i for i, (a, b) in enumerate(zip(*sides, strict=False)) if a != b), min(map(len, sides)))
     if not count:
         raise _Unusable(fields.chosen, "chosen and rejected have no common beginning, the prompt; name its field in data.prompt")
     return sides[0][:count], sides[0][count:] or [], sides[1][count:] or []
+
+
+def _turns(text: str, field: str) -> list[Message]:
+    """A conversation written as "Human: ... Assistant: ...", the form of the HH-RLHF data."""
+    before, *pieces = TURN.split(text)
+    if before.strip() or not pieces:
+        told = "text in which no turn is marked ('Human: ...', blank line, 'Assistant: ...'): where its answer begins is not known"
+        raise _Unusable(field, f"{told}; name the prompt's field in data.prompt, or give messages")
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in pieces[::2])
+    return [{"role": role, "content": said.strip()} for role, said in zip(roles, pieces[1::2], strict=True)]
 
 
 def _messages(value: Any, role: str, field: str) -> tuple[Message, ...]:

@@ -52,6 +52,10 @@ def check_needs(config: RunConfig, algorithm: Algorithm, make_env: EnvFn, tasks:
         raise ConfigError(f"critic.{changed[0]} needs an algorithm with a critic, and {algorithm.name!r} has none; remove [critic]")
     if config.guards.mismatch and "old_logprobs" not in algorithm.needs:
         raise ConfigError(f"guards.mismatch needs an algorithm that compares probabilities (old_logprobs), and {algorithm.name!r} does not")
+    if config.rollout.drop_no_signal and not algorithm.by_outcome:
+        raise ConfigError(
+            f"rollout.drop_no_signal drops groups whose members earned the same in all, from which {algorithm.name!r} learns too; remove it"
+        )
     env, most = make_env(tasks[0]), config.rollout.max_turns
     if most < (asked := getattr(env, "num_turns", 1)):
         raise ConfigError(f"rollout.max_turns {most}: an episode of {type(env).__name__!r} can need {asked} turns; allow as many")

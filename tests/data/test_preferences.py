@@ -37,10 +37,20 @@ def test_every_preference_format_gives_the_same_pair(tmp_path, prompt, row):
     assert (pair.prompt, pair.chosen, pair.rejected, pair.margin) == ((USER,), (BLUE,), (GREEN,), 0.0)
 
 
-def test_whole_texts_share_their_prompt(tmp_path):
-    [pair] = load(tmp_path, {"chosen": "Human: Sky?\n\nAssistant: Blue.", "rejected": "Human: Sky?\n\nAssistant: Grey."}, prompt="").pairs
-    assert pair.prompt[0]["content"] == "Human: Sky?\n\nAssistant:"
-    assert (pair.chosen[0]["content"], pair.rejected[0]["content"]) == (" Blue.", " Grey.")
+def test_whole_texts_share_the_turns_of_their_prompt(tmp_path):
+    said = "\n\nHuman: Sky?\n\nAssistant: Blue.\n\nHuman: A pet?\n\nAssistant: I would take a ca"
+    [pair] = load(tmp_path, {"chosen": said + "t.", "rejected": said + "r."}, prompt="").pairs
+    assert [(m["role"], m["content"]) for m in pair.prompt] == [("user", "Sky?"), ("assistant", "Blue."), ("user", "A pet?")]
+    answers = [[(m["role"], m["content"]) for m in side] for side in (pair.chosen, pair.rejected)]
+    assert answers == [[("assistant", "I would take a cat.")], [("assistant", "I would take a car.")]]
+
+
+def test_texts_without_turns_are_left_out_for_nobody_knows_where_the_answer_begins(tmp_path):
+    ours = ["Human: Sky?\n\nAssistant: Blue.", "Human: Sky?\n\nAssistant: Grey."]  # the control
+    texts = ["A pet? I would take a cat.", "A pet? I would take a car."]
+    loaded = load(tmp_path, *({"chosen": a, "rejected": b} for a, b in (ours, texts)), prompt="")
+    assert len(loaded.pairs) == 1 and [row.field for row in loaded.bad_rows] == ["chosen"]
+    assert "name the prompt's field in data.prompt" in loaded.bad_rows[0].reason
 
 
 def test_a_margin_is_read_where_one_is_named(tmp_path):

@@ -129,6 +129,10 @@ def test_what_an_algorithm_needs_and_what_it_has_no_use_for_are_told_before_a_ru
     with pytest.raises(ConfigError, match="guards.mismatch needs an algorithm that compares probabilities"):
         check_needs(watched, needing(), SingleTurn, TASKS)
     check_needs(run_file({"steps": 1}, reward_pool={"per_turn": True}).of_stage(0), needing("turn_rewards"), SingleTurn, TASKS)
+    dropping = run_file({"steps": 1}, rollout={"drop_no_signal": True}).of_stage(0)
+    check_needs(dropping, grpo(), SingleTurn, TASKS)
+    with pytest.raises(ConfigError, match="from which 'mine' learns too"):
+        check_needs(dropping, needing(), SingleTurn, TASKS)
 
 
 def test_an_environment_that_cannot_give_what_is_trained_is_told_before_a_run():
