@@ -25,6 +25,8 @@ from pydantic import BaseModel
 
 from rlft import Callback, Completion, Task, Trajectory, Turn
 from rlft.actors.weights.transfer import choose_transfer
+from rlft.algorithms import BUILTIN as ALGORITHMS
+from rlft.algorithms.policy_gradient import DEFAULTS
 from rlft.cli import app
 from rlft.config import RunConfig, load, validate
 from rlft.data import stored
@@ -291,6 +293,43 @@ def keys(section=RunConfig, prefix=""):
             default = field.get_default(call_default_factory=True)
             shown = "required" if field.is_required() else "unset" if default is None else f"`{json.dumps(default)}`"
             yield f"{prefix}{name}", shown
+
+
+SECTIONS = "|".join(name for name, field in RunConfig.model_fields.items() if hasattr(field.annotation, "model_fields"))
+OPTIONS = {
+    name
+    for path in ALGORITHMS.values()
+    for name, parameter in inspect.signature(import_object(path)).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+}
+
+
+def unknown_names(text):
+    """Keys of the run file and commands between backticks that do not exist; of the table beside other libraries, in its last column."""
+    before, heading, beside = text.partition("\n## If you know TRL")
+    text = before + heading + re.sub(r"^\|.*(\|[^|\n]+\|)$", r"\1", beside, flags=re.MULTILINE)
+    known = {key for key, _ in keys()} | {f"algorithm.{name}" for name in OPTIONS | DEFAULTS.keys() | {"name"}} | {"eval.data"}
+    known |= {f"eval.data.{key.removeprefix('data.')}" for key in known if key.startswith("data.")}
+    spans = re.findall(r"`([^`\n]+)`", prose(text))
+    pattern = rf"(?<![\w./-])((?:{SECTIONS}|algorithm)(?:\.[a-z_]\w*)+)(?![\w(/.])"
+    named = {key for span in spans for key in re.findall(pattern, span) if not key.endswith(".toml")}
+    lost = {name for name in named - known if not name.startswith(("data.options.", "eval.data.options.", "env."))}
+    for _, command, *words in (span.split() for span in spans if re.match(r"rlft [a-z-]+(?:$| )", span)):
+        found = typer.main.get_command(app).commands.get(command)
+        options = {opt for parameter in found.params for opt in parameter.opts} | {"--help"} if found else set()
+        given = [word.partition("=")[0] for word in words if word.startswith("--")]
+        lost |= {f"rlft {command} {option}" for option in given if option not in options} if found else {f"rlft {command}"}
+    return lost
+
+
+@pytest.mark.parametrize("page", PAGES + OTHER_PAGES)
+def test_keys_and_commands_in_the_text_of_a_page_exist(page):
+    assert unknown_names(read(page)) == set()
+
+
+def test_names_that_do_not_exist_are_noticed():
+    text = "Set `rollout.milk = 2`, `algorithm.sugar` or `learner.lr`, then `rlft brew` or `rlft train run.toml --tea`."
+    assert unknown_names(text) == {"rollout.milk", "algorithm.sugar", "rlft brew", "rlft train --tea"}
 
 
 def test_the_run_file_page_has_every_key_with_its_default_and_no_other():
