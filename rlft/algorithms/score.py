@@ -34,10 +34,11 @@ def score(
     reward, the first earns nothing and is held to the reference by a KL of its own, larger weight. Stage 2 starts
     from stage 1's weights: the first attempt earns its reward r_1, and the second r_2 + alpha * (r_2 - r_1).
 
-    The bonus is paid to the second attempt's tokens alone. With rewards to go it would reach the first's as
-    (1 - alpha) * r_1 and, for alpha > 1, pay for a wrong first attempt. A given first attempt (`Task.first_attempt`)
-    enters the bonus and is not trained. We differ: the surrogate is clipped, which at the step's first update has
-    REINFORCE's gradient, and KL weights are per token, where the paper's are per answer.
+    We differ in the credit and in the clip. The paper's objective of stage 2 is the sum r_1 + r_2 + alpha * (r_2 - r_1) over
+    both attempts. Taken literally, with rewards to go, the first attempt's tokens would earn r_2 + alpha * r_2 + (1 - alpha) * r_1:
+    for alpha > 1 a wrong first attempt that is mended pays more than a right one that is kept. Here the bonus is the second
+    attempt's alone, and a first attempt earns r_1. The surrogate is clipped, which at the step's first update has
+    REINFORCE's gradient. A given first attempt (`Task.first_attempt`) enters the bonus and is not trained.
 
     Args:
         stage: 1 or 2.
