@@ -17,6 +17,7 @@ from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rollout.templates import check_template
 from rlft.runs.first import make_env_fn, make_terms
 from rlft.runs.fit import fit_context, fit_demonstrations, offered
+from rlft.runs.golds import gradable
 from rlft.runs.start import judge_models, judge_rollout
 from rlft.types import Task
 
@@ -45,7 +46,8 @@ def prepare(
     """Load and check everything that can be checked without an actor."""
     check_model(config.model)
     make_env = make_env_fn(config, env)
-    grader = pack(make_terms(config, reward, env))
+    terms, pool = make_terms(config, reward, env), config.reward_pool
+    grader = pack(terms)
     for judge, size in judge_models(grader).items():
         judge_rollout(config.rollout, judge, size)  # refuses what its engine would, but at once
     renderer = load_renderer(config.model, config.chat_template)
@@ -58,9 +60,11 @@ def prepare(
     except ConfigError as error:
         raise ConfigError(f"model {config.model!r}: {error}") from error
     fitted, fitted_eval = (fit_context(some, renderer, config, tools) for some in (train_tasks, held_out))
-    bad_rows = [*bad, *bad_eval, *fitted.bad_rows, *fitted_eval.bad_rows]
+    found = gradable({"data": fitted.tasks, "eval.data": fitted_eval.tasks}, terms, pool.max_failed, pool.timeout_s)
+    graded, held = found["data"], found["eval.data"]
+    bad_rows = [*bad, *bad_eval, *fitted.bad_rows, *fitted_eval.bad_rows, *graded.bad_rows, *held.bad_rows]
     notes = [note for note in (fitted.note, fitted_eval.note) if note]
-    return Parts(renderer, make_env, grader, fitted.tasks, fitted_eval.tasks, bad_rows, notes)
+    return Parts(renderer, make_env, grader, graded.tasks, held.tasks, bad_rows, notes)
 
 
 def taught(parts: Parts, answers: bool) -> Parts:
