@@ -103,7 +103,7 @@ def _said_calls(trajectory: Trajectory) -> list[Call]:
         if not all(closed for _, closed, _ in inside):
             raise ValueError("a <tool_call> is not closed")
         return [_call(value) for body, _, _ in inside for value in _listed(read_json(body))]
-    fenced = last_fence(text, "json", "")
+    fenced = last_fence(text, "json")
     body = (text if fenced is None else fenced).strip()
     return [_call(value) for value in _listed(read_json(body))] if body.startswith(("{", "[")) else []
 

@@ -60,7 +60,7 @@ def sql_equal(
     """
     right = str(gold(task, "sql_equal"))
     text = final(trajectory)
-    fenced = last_fence(text, "sql", "sqlite", "")
+    fenced = last_fence(text, "sql", "sqlite")
     query = (text if fenced is None else fenced).strip()
     for database in _databases(task, heap_mb):
         try:

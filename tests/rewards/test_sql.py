@@ -33,6 +33,8 @@ def graded(query, answer="SELECT name, age FROM people", meta=None, **options):
         ("SELECT name AS n, age + 0.0 FROM people", 1.0),
         ("```sql\nSELECT name, age FROM people\n```", 1.0),
         ("<think>DROP</think>Here:\n```\nSELECT name, age FROM people\n```", 1.0),
+        ("```sql\nSELECT name, age FROM people\n```\nwhich returns\n```\nAda|36\n```", 1.0),
+        ("```\nSELECT name, age FROM people\n```\nor\n```sql\nSELECT 1\n```", 0.0),
         ("WITH p AS (SELECT * FROM people) SELECT name, age FROM p", 1.0),
         ("SELECT DISTINCT name, age FROM people", 0.0),
         ("SELECT name, age FROM people UNION ALL SELECT 'x', 1", 0.0),
