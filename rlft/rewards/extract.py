@@ -17,6 +17,7 @@ from rlft.types import Task, Trajectory
 
 MAX_DEPTH = 64  # of JSON; deeper is refused
 MAX_INT_DIGITS = 300  # so that an int is always within a float's range
+_GAPS = " \t\r\n;,"
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#-]*)(.*)", re.DOTALL)  # marks, language, the rest of the line
 
 
@@ -109,9 +110,30 @@ def strict_json(text: str) -> Any:
         ValueError: it is no such JSON; the message says why.
     """
     try:
-        value = json.loads(text, parse_int=_int, parse_float=_float, parse_constant=_refuse)
+        return _shallow(_JSON.decode(text))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def json_values(text: str) -> list[Any]:
+    """JSON values that stand one behind the other, at least one, with white space, commas or semicolons between.
+
+    Raises:
+        ValueError: as of `strict_json`.
+    """
+    values, place = [], len(text) - len(text.lstrip(_GAPS))
+    try:
+        while place < len(text) or not values:
+            value, place = _JSON.raw_decode(text, place)
+            values.append(_shallow(value))
+            while place < len(text) and text[place] in _GAPS:
+                place += 1
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return values
+
+
+def _shallow(value: Any) -> Any:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [item for node in level for item in _children(node)]
@@ -170,3 +192,6 @@ def _float(digits: str) -> float:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_int=_int, parse_float=_float, parse_constant=_refuse)

@@ -65,7 +65,8 @@ def in_a_folder(rows, folder):
 
 
 def objects(rows, folder):
-    (folder / "of_table.py").write_text("import datasets, json\n\ndef make(rows):\n    return datasets.Dataset.from_list(json.loads(rows))\n")
+    made = "datasets.Dataset.from_list(json.loads(rows))"
+    (folder / "of_table.py").write_text(f"import datasets, json\n\ndef make(rows):\n    return {made}\n")
     return DataConfig(source="of_table:make", options={"rows": json.dumps(rows)})
 
 

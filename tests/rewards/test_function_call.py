@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.errors import TaskError
-from rlft.rewards.function_call import Call, function_call, grade_call
+from rlft.rewards.function_call import Call, exactly, function_call, grade_call
 from rlft.rewards.grader import spoken
 from rlft.types import Completion, Task, Trajectory, Turn
 
@@ -75,7 +75,7 @@ def test_the_order_of_cases_is_that_of_the_paper(right, said):
         expected = -0.8
     else:
         expected = -0.5 if redundant or missing else 1.0
-    got = grade_call(Call("f", dict.fromkeys(said, 1)), Call("f", dict.fromkeys(right, 1)), {"f": known})
+    got = grade_call(Call("f", dict.fromkeys(said, 1)), exactly(Call("f", dict.fromkeys(right, 1))), {"f": known})
     assert got[0] == expected
 
 
