@@ -40,9 +40,7 @@ def chosen(values: list[Any], last: bool = False) -> Any:
     return stated[-1 if last else 0] if stated else ""
 
 
-def right_calls(
-    item: dict[str, Any], answer: list[dict[str, Any]], last: bool = False, optional: bool = False
-) -> list[dict[str, Any]]:
+def right_calls(item: dict[str, Any], answer: list[dict[str, Any]], last: bool = False, optional: bool = False) -> list[dict[str, Any]]:
     """The calls of an answer with the first or the last of their accepted values, without or with optional arguments.
 
     Two answers have an optional argument that their tool does not have; it is left out.
