@@ -118,10 +118,10 @@ def json_format(text: str) -> bool:
 
 
 def title(text: str) -> bool:
-    """A line with <<something>>."""
+    """A line with <<something>>, from its first << to its last >>."""
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
-        if 0 <= start < end - 1 and line[start:end].strip("<>").strip():
+        if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
             return True
     return False
 
