@@ -110,11 +110,10 @@ def json_format(text: str) -> bool:
     bare = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         bare = bare.removeprefix(fence)
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         json.loads(bare.removesuffix("```").strip())
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 def title(text: str) -> bool:

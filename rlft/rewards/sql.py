@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sqlite3
@@ -142,18 +143,23 @@ def _same_but_for_ties(database: bytes, right: str, found: Result, max_rows: int
         terms = ", ".join(f"{i} COLLATE BINARY {direction}" for i in range(1, found.columns + 1))
         return run_query(database, f"{head}\n, {terms}\n{tail}", max_rows, max_steps, limit_s).rows
 
-    try:
-        upwards, downwards = sorted_by("ASC"), sorted_by("DESC")
-    except _Refused:  # such as more rows without its LIMIT than a query may return
-        return False
-    if len(found.rows) != max(0, min(stop, len(upwards)) - start):
+    with contextlib.suppress(_Refused):  # such as more rows without its LIMIT than a query may return
+        return _same_in_stretches(found.rows, sorted_by("ASC"), sorted_by("DESC"), start, stop)
+    return False
+
+
+def _same_in_stretches(
+    found: list[tuple[Any, ...]], upwards: list[tuple[Any, ...]], downwards: list[tuple[Any, ...]], start: int, stop: int
+) -> bool:
+    """Whether `found` are the rows from `start` to `stop` of an order of which two are given, that differ among equal ones alone."""
+    if len(found) != max(0, min(stop, len(upwards)) - start):
         return False
     begun, ahead = 0, Counter[tuple[Any, ...]]()
     for place, (one, other) in enumerate(zip(upwards, downwards, strict=True), start=1):
         ahead[one] += 1
         ahead[other] -= 1
-        if not any(ahead[row] for row in (one, other)) and not any(ahead.values()):
-            here = found.rows[max(begun - start, 0) : max(min(place, stop) - start, 0)]
+        if not ahead[one] and not ahead[other] and not any(ahead.values()):
+            here = found[max(begun - start, 0) : max(min(place, stop) - start, 0)]
             if not Counter(here) <= Counter(upwards[begun:place]):
                 return False
             begun, ahead = place, Counter()
