@@ -264,7 +264,7 @@ def _is_table(rows: Any) -> bool:
     return library is not None and isinstance(rows, (library.Dataset, library.IterableDataset))
 
 
-def without_fillings(row: Mapping[str, Any]) -> dict[str, Any]:
+def without_fillings(row: Any) -> dict[str, Any]:
     """A row of a table without the nulls inside its cells: a table gives each object the keys that this object has in any row.
 
     A cell that is null, and a null that stands in a list, are what the row says, and stay.
