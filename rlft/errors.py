@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import sysconfig
 import traceback
 from pathlib import Path
 
+# What would move the cursor, change the terminal or turn the order of letters around.
+HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 OURS = f"{Path(__file__).parent}{os.sep}"
 # Where code lies that a user did not write: this package, Python's own modules, installed packages.
 NOT_THE_USERS = (OURS, *(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")))
@@ -81,3 +84,11 @@ def explain(error: BaseException) -> str:
 def shown_path(path: str) -> str:
     """A path as a person sees it from the current folder."""
     return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def visible(text: str) -> str:
+    """Text by others (a model, data, a server) as it may be printed: it shows what it holds and does nothing to a terminal.
+
+    Control characters but tabs and line feeds are written as escapes.
+    """
+    return HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))

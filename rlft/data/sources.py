@@ -7,6 +7,7 @@ import glob
 import inspect
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -196,7 +197,7 @@ def _read_parquet(file: Path) -> Iterator[SourceRow]:
     try:
         rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(file))], split="train", streaming=True)
         for number, value in enumerate(rows, start=1):
-            yield SourceRow(str(file), number, value)
+            yield SourceRow(str(file), number, without_fillings(value))
     except pyarrow.ArrowException as error:
         raise DataError(f"{file}: not a readable Parquet file: {error}") from error
 
@@ -212,7 +213,7 @@ def _read_hub(config: DataConfig) -> Iterator[SourceRow]:
         what = f"data.source {config.source!r}, split {config.split!r}"
         raise DataError(f"{what}: {error}; {EXPECTED}") from error
     for number, value in enumerate(rows, start=1):
-        yield SourceRow(config.source, number, value)
+        yield SourceRow(config.source, number, without_fillings(value))
 
 
 def _check_name(source: str) -> tuple[str, str | None]:
@@ -248,12 +249,33 @@ def _call(config: DataConfig) -> Iterator[SourceRow]:
         rows = function()
         if not isinstance(rows, Iterable):
             raise DataError(f"data.source {config.source!r}: expected an iterable of Task or of dict rows, got {type(rows).__name__}")
+        table = _is_table(rows)
         for number, value in enumerate(rows, start=1):
-            yield SourceRow(config.source, number, value)
+            yield SourceRow(config.source, number, without_fillings(value) if table else value)
     except RlftError:
         raise
     except Exception as error:  # a function by others: it may raise anything
         raise DataError(f"data.source {config.source!r} raised {explain(error)}") from error
+
+
+def _is_table(rows: Any) -> bool:
+    """Whether `rows` is a data set of Hugging Face. If that library is not loaded, it is none."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(rows, (library.Dataset, library.IterableDataset))
+
+
+def without_fillings(row: Any) -> dict[str, Any]:
+    """A row of a table without the nulls inside its cells: a table gives each object the keys that this object has in any row.
+
+    A cell that is null, and a null that stands in a list, are what the row says, and stay.
+    """
+    return {name: _without_fillings(cell) for name, cell in row.items()}
+
+
+def _without_fillings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_fillings(item) for key, item in value.items() if item is not None}
+    return [_without_fillings(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _checked(value: Any, number: int, config: DataConfig, seen: Mapping[str, Task]) -> Task | BadRow:
@@ -305,7 +327,7 @@ def _to_task(value: Any, number: int, config: DataConfig) -> Task | BadRow:
 
 
 def without_nulls(message: Any) -> Message:
-    """Parquet gives every message the keys of all of them, filled with null."""
+    """A message without its keys that are null: for these it is the same as if they were not there."""
     return {k: v for k, v in message.items() if v is not None} if isinstance(message, Mapping) else message
 
 

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rlft.errors import visible
 from rlft.report.lines import StepLine
 
 REPEAT_S = 8.0  # longest silence where there is no terminal, with room for a busy machine below 10 s
@@ -111,9 +112,9 @@ class Screen:
             self.say(phase.text(self.clock()))
 
     def say(self, message: str, style: str = "") -> None:
-        """Print a line, above the live one."""
+        """Print a line, above the live one; what would do something to a terminal is escaped."""
         self._said = self.clock()
-        self.console.print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(visible(message), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, line: StepLine, tell: bool) -> None:
         """A step is done. Where there is no terminal it is told if `tell`, or if nothing was said for long."""
@@ -144,7 +145,7 @@ class Screen:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         with self._lock:
             line, now = self._line, self.clock()
-            doing = " · ".join(phase.text(now) for phase in self._phases)
+            doing = visible(" · ".join(phase.text(now) for phase in self._phases))
         if line is None:
             yield Text(doing, no_wrap=True, overflow="ellipsis")
             return

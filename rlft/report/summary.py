@@ -9,7 +9,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from rlft.errors import visible
 from rlft.report.evaluation import Evaluation
 from rlft.report.metrics import time_table
 from rlft.report.results import before_and_after, figures, interval, with_interval
@@ -85,8 +87,9 @@ def show_samples(console: Console, evaluations: Mapping[int, Evaluation], headin
     table = Table("prompt", "answer", *(headings or [f"step {step}" for step in evaluations]), title="Samples")
     for i, sampled in enumerate(first.sampled[:NUM_SAMPLES]):
         said = [_said(evaluation, i) for evaluation in evaluations.values()]
-        table.add_row(str(sampled.task.messages[-1]["content"])[-200:], str(sampled.task.answer), *said)
-    console.print(table, markup=False)
+        told = (str(sampled.task.messages[-1]["content"])[-200:], str(sampled.task.answer), *said)
+        table.add_row(*(Text(visible(text)) for text in told))  # a text alone would be read as markup
+    console.print(table)
 
 
 def _said(evaluation: Evaluation, i: int) -> str:

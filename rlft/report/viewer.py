@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlft.data.stored import read
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, visible
 from rlft.names import nearest
 
 Kind = Literal["step", "eval", "greedy", "first"]
@@ -25,8 +24,6 @@ FEW = 2  # of the worst and of the best, where nobody says how many
 FEW_TASKS = 20  # that an error lists
 LONGEST = 2000  # characters of a message; more are counted
 ROLES = {"user": "cyan", "system": "magenta", "assistant": "green", "tool": "yellow"}
-# What would move the cursor, change the terminal or turn the order of letters around.
-HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,6 @@ def choose(episodes: Sequence[Record], choice: Choice) -> list[Record]:
         return graded
     worst, best = (choice.worst or 0, choice.best or 0) if asked else (FEW, FEW)
     return [record for i, record in enumerate(graded) if i < worst or i >= len(graded) - best]
-
-
-def visible(text: str) -> str:
-    """Text that shows what it holds and does nothing to a terminal: control characters are written as escapes."""
-    return HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
 
 
 def _heading(episodes: Sequence[Record], path: Path) -> str:

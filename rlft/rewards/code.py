@@ -14,7 +14,7 @@ from rlft.rewards.code_asserts import Assertion, FunctionCall, Unconverted
 from rlft.rewards.code_cases import Case, Printed, Returned, read_cases
 from rlft.rewards.code_replay import replay
 from rlft.rewards.code_values import Comparison, same_output, same_value
-from rlft.rewards.extract import final
+from rlft.rewards.extract import blocks, final
 from rlft.rewards.grader import defaults
 from rlft.sandbox.backends import Backend, open_sandbox
 from rlft.sandbox.types import Execution, Limits
@@ -119,23 +119,9 @@ async def code_tests(
 
 def extract_program(text: str) -> str:
     """The last block fenced as Python, else the last fenced block, else the whole text. A fence that is never closed ends with the text."""
-    blocks: list[tuple[str, str]] = []
-    opened: tuple[str, str, int] | None = None  # fence, language, where its block begins
-    position = 0
-    for line in text.splitlines(keepends=True):
-        fence = re.match(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)", line)
-        position += len(line)
-        if fence and opened is None:
-            opened = fence[1], fence[2].lower(), position
-        elif fence and opened and fence[1].startswith(opened[0]) and not fence[2]:
-            blocks.append((opened[1], text[opened[2] : position - len(line)]))
-            opened = None
-    if opened:
-        blocks.append((opened[1], text[opened[2] :]))
-    if not blocks:
-        return text
-    python = [code for language, code in blocks if language in ("python", "python3", "py")]
-    return python[-1] if python else blocks[-1][1]
+    found = blocks(text)
+    python = [block for block in found if block.language in ("python", "python3", "py")]
+    return (python or found)[-1].text if found else text
 
 
 async def _shared(name: str, allow_unsafe: bool) -> Backend:

@@ -8,13 +8,14 @@ own instead of nltk's models.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 
 from langdetect import DetectorFactory, LangDetectException, detect
 from langdetect.detector_factory import init_factory
 
 from rlft.errors import TaskError
-from rlft.rewards.extract import is_json, short
+from rlft.rewards.extract import short
 
 DetectorFactory.seed = 0
 init_factory()  # here, not at the first text: forked processes share what was loaded
@@ -25,6 +26,7 @@ _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]+[\"'\u201d\u2019)\]*_]{0,4}(?=\s|$)
 _ABBREVIATION = re.compile(
     r"(?:mrs?|ms|dr|prof|[sj]r|st|vs|etc|e\.g|i\.e|cf|al|inc|ltd|corp?|co|no|vol|fig|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)"
 )
+_BULLETS = (re.compile(r"^[^\S\n]*+\*[^*].*$", re.MULTILINE), re.compile(r"^[^\S\n]*+-.*$", re.MULTILINE))
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"[^\W\d_](?:[\w'\u2019.-]*\w)?")
 
@@ -84,8 +86,8 @@ def postscript(text: str, *, postscript_marker: str) -> bool:
 
 
 def number_bullets(text: str, *, num_bullets: int) -> bool:
-    lines = [line.strip() for line in text.split("\n")]
-    return sum(line.startswith("-") or (line.startswith("*") and line[1:2] not in ("*", "")) for line in lines) == num_bullets
+    """Lines that begin with - or *, but not with **. A * behind which its line ends takes the next line into its bullet."""
+    return sum(1 for bullet in _BULLETS for _ in bullet.finditer(text)) == num_bullets
 
 
 def constrained_response(text: str) -> bool:
@@ -104,17 +106,21 @@ def number_sections(text: str, *, section_spliter: str, num_sections: int) -> bo
 
 
 def json_format(text: str) -> bool:
+    """Nothing but JSON, or one block with it. As the published checker reads it: NaN is JSON, and text around a block is not."""
     bare = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         bare = bare.removeprefix(fence)
-    return is_json(bare.removesuffix("```").strip())
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(bare.removesuffix("```").strip())
+        return True
+    return False
 
 
 def title(text: str) -> bool:
-    """A line with <<something>>."""
+    """A line with <<something>>, from its first << to its last >>."""
     for line in text.split("\n"):
         start, end = line.find("<<"), line.rfind(">>")
-        if 0 <= start < end - 1 and line[start:end].strip("<>").strip():
+        if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
             return True
     return False
 

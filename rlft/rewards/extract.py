@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlft.errors import TaskError
 from rlft.types import Task, Trajectory
 
 MAX_DEPTH = 64  # of JSON; deeper is refused
 MAX_INT_DIGITS = 300  # so that an int is always within a float's range
+_GAPS = " \t\r\n;,"
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#-]*)(.*)", re.DOTALL)  # marks, language, the rest of the line
 
 
 def gold(task: Task, reward: str) -> Any:
@@ -56,36 +59,81 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+class Block(NamedTuple):
+    """A fenced block."""
+
+    language: str  # in lower case; "" where it names none
+    text: str  # its lines, each with its end
+    closed: bool
+
+
+def blocks(text: str) -> list[Block]:
+    """The blocks between ``` or ~~~ in a text. A fence that is never closed ends with the text. Lines end at "\\n" alone."""
+    found: list[Block] = []
+    fence, language, inside = "", "", []
+    for line in text.split("\n"):
+        mark = _FENCE.fullmatch(line)
+        if mark and not fence and not (mark[1][0] == "`" and "`" in mark[3]):  # such as ```x``` within a line
+            fence, language, inside = mark[1], mark[2].casefold(), []
+        elif mark and fence and mark[1].startswith(fence) and not mark[2] and not mark[3].strip():
+            found.append(Block(language, "".join(inside), True))
+            fence = ""
+        elif fence:
+            inside.append(f"{line}\n")
+    return [*found, Block(language, "".join(inside).removesuffix("\n"), False)] if fence else found
+
+
 def last_fence(text: str, *languages: str) -> str | None:
-    """The inside of the last closed ``` block written in one of the languages ("" for one that names none), or None."""
-    found, opened, inside = None, False, []
-    language = ""
-    for line in text.splitlines():
-        mark = line.strip()
-        if opened and mark == "```":
-            opened = False
-            if language in languages:
-                found = "\n".join(inside)
-        elif opened:
-            inside.append(line)
-        elif mark.startswith("```"):
-            opened, inside, language = True, [], mark[3:].strip().casefold()
-    return found
+    """The inside of the last closed block that names one of the languages; else of the last that names none; else None."""
+    closed = [block for block in blocks(text) if block.closed]
+    named = [block for block in closed if block.language in languages]
+    fitting = named or [block for block in closed if not block.language]
+    return fitting[-1].text.removesuffix("\n") if fitting else None
 
 
 def read_json(text: str) -> Any:
-    """The JSON of the last ```json block (or of one without a language), or else of the whole text.
+    """The JSON of the last ```json block, else of the last one without a language, else of the whole text.
+
+    Raises:
+        ValueError: it is no such JSON; the message says why.
+    """
+    fenced = last_fence(text, "json")
+    return strict_json(text if fenced is None else fenced)
+
+
+def strict_json(text: str) -> Any:
+    """A JSON text as data.
 
     Stricter than json.loads: no NaN, no infinity, no int of more than MAX_INT_DIGITS digits, no nesting deeper than MAX_DEPTH.
 
     Raises:
         ValueError: it is no such JSON; the message says why.
     """
-    fenced = last_fence(text, "json", "")
     try:
-        value = json.loads(text if fenced is None else fenced, parse_int=_int, parse_float=_float, parse_constant=_refuse)
+        return _shallow(_JSON.decode(text))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def json_values(text: str) -> list[Any]:
+    """JSON values that stand one behind the other, at least one, with white space, commas or semicolons between.
+
+    Raises:
+        ValueError: as of `strict_json`.
+    """
+    values, place = [], len(text) - len(text.lstrip(_GAPS))
+    try:
+        while place < len(text) or not values:
+            value, place = _JSON.raw_decode(text, place)
+            values.append(_shallow(value))
+            while place < len(text) and text[place] in _GAPS:
+                place += 1
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return values
+
+
+def _shallow(value: Any) -> Any:
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [item for node in level for item in _children(node)]
@@ -144,3 +192,6 @@ def _float(digits: str) -> float:
 
 def _refuse(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(parse_int=_int, parse_float=_float, parse_constant=_refuse)

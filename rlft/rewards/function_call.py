@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlft.errors import TaskError
-from rlft.rewards.extract import canonical, given_json, gold, last_fence, read_json, said, short
+from rlft.errors import RewardError, TaskError
+from rlft.rewards.call_formats import FORMATS, Call, Tools, call_of, read_calls
+from rlft.rewards.extract import canonical, given_json, gold, said, short
 from rlft.types import Task, Trajectory
 
 # (hallucinated, redundant, missing) -> value: TL-Training (arXiv:2412.15495), as its code orders the cases.
@@ -24,17 +25,27 @@ UNPARSABLE = UNKNOWN_TOOL = -2.0
 WRONG_TOOL = -1.5
 WRONG_VALUES = -0.25
 CORRECT = 1.0
+_DROPPED = str.maketrans("", "", " ,./-_*^")
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a tool."""
+class GoldCall:
+    """A right call: of each argument the values that are right."""
 
     tool: str
-    arguments: Mapping[str, Any]
+    accepted: Mapping[str, Sequence[Any]]
+    optional: frozenset[str] = frozenset()  # arguments that may be left out
+    nested: bool = False  # an object among the values holds, in the same way, the values of each of its keys
 
 
-def function_call(task: Task, trajectory: Trajectory, *, ordered: bool = True) -> tuple[float, str]:
+def exactly(call: Call) -> GoldCall:
+    """The gold call that is this one and no other."""
+    return GoldCall(call.tool, {name: (value,) for name, value in call.arguments.items()})
+
+
+def function_call(
+    task: Task, trajectory: Trajectory, *, ordered: bool = True, loose: bool = False, format: str = ""
+) -> tuple[float, str]:
     """How right the calls of the last message are, from -2 (no call that can be read) to 1 (the gold calls).
 
     TL-Training (arXiv:2412.15495): -2 unparsable or unknown tool; -1.5 another tool than the gold one; parameters
@@ -43,92 +54,118 @@ def function_call(task: Task, trajectory: Trajectory, *, ordered: bool = True) -
     right parameters with wrong values; 1 correct. Ours for several calls: the mean over the pairs of gold and said
     calls, each call that is too many or too few counting as another tool; one that cannot be read is -2 for all.
 
-    Calls are `tool_calls` of the message, else JSON {"name", "arguments"} inside <tool_call> tags, else the last ```json block or
-    the whole text (a list for several calls). Values compare as JSON. The answer is a call or a list of them, [] for none.
+    Calls are `tool_calls` of the last message, where something (an engine's parser, an environment) has put them there; else what
+    `call_formats` reads from its text: the formats of the families of models, or JSON {"name", "arguments"} as the last ```json
+    block or the whole text (a list for several calls). Values compare as JSON.
+
+    The answer is a call or a list of them, [] for none. A call {"name", "accepted"} holds for each argument a list of right values,
+    with "" among them where it may be left out, as does one in the form of BFCL's possible answers, {name: {argument: [...]}}.
 
     Args:
-        ordered: whether calls pair by place; otherwise each gold call takes the best of those left.
+        ordered: whether calls pair by place; otherwise as many as can be are paired with a gold call that they are, and then each
+            gold call that is left takes the best of those left.
+        loose: compare texts without case, blanks and , . / - _ * ^, and take both quotation marks for one, as BFCL does.
+        format: the only format that counts, a key of `call_formats.FORMATS` or "bare" (JSON or Python without marks); "" for any.
 
     Raises:
         TaskError: `task.meta["tools"]` (in the OpenAI format) or the answer is missing or malformed.
+        RewardError: there is no such format.
     """
+    if format not in ("", "bare", *FORMATS):
+        raise RewardError(f"function_call: format {format!r}; expected 'bare', {', '.join(map(repr, FORMATS))}")
     tools = _tools(task)
     wanted = _gold_calls(task, tools)
     try:
-        found = _said_calls(trajectory)
+        found = _said_calls(trajectory, tools, format)
     except ValueError as error:
         return UNPARSABLE, f"unparsable: {error}"
     if unknown := [call.tool for call in found if call.tool not in tools]:
         return UNKNOWN_TOOL, f"unknown tool: {short(unknown[0])}"
     if not found:
         return (UNPARSABLE, "unparsable: no call") if wanted else (CORRECT, "correct: no call")
-    if ordered:
-        pairs = list(zip(wanted, found, strict=False))
-    else:
-        pairs, left = [], list(found)
-        for call in wanted[: len(found)]:
-            best = max(range(len(left)), key=lambda i: grade_call(left[i], call, tools)[0])
-            pairs.append((call, left.pop(best)))
-    grades = [grade_call(said_call, call, tools) for call, said_call in pairs]
-    grades += [(WRONG_TOOL, "a call too few")] * (len(wanted) - len(pairs)) + [(WRONG_TOOL, "a call too many")] * (len(found) - len(pairs))
+    places = list(range(min(len(wanted), len(found)))) if ordered else _paired(wanted, found, tools, loose)
+    grades = [grade_call(found[place], call, tools, loose) for call, place in zip(wanted, places, strict=False)]
+    grades += [(WRONG_TOOL, "a call too few")] * (len(wanted) - len(places))
+    grades += [(WRONG_TOOL, "a call too many")] * (len(found) - len(places))
     return sum(value for value, _ in grades) / len(grades), "; ".join(dict.fromkeys(why for _, why in grades))
 
 
-def grade_call(call: Call, right: Call, tools: Mapping[str, frozenset[str]]) -> tuple[float, str]:
+def grade_call(call: Call, right: GoldCall, tools: Mapping[str, Iterable[str]], loose: bool = False) -> tuple[float, str]:
     """The value of one call and its category. `tools` holds the parameters of each tool."""
     if call.tool not in tools:
         return UNKNOWN_TOOL, f"unknown tool: {short(call.tool)}"
     if call.tool != right.tool:
         return WRONG_TOOL, f"wrong tool: {short(call.tool)}"
-    given, needed, known = set(call.arguments), set(right.arguments), tools[right.tool]
-    faults = {"hallucinated": given - known, "redundant": (given & known) - needed, "missing": needed - given}
+    given, allowed, known = set(call.arguments), set(right.accepted), set(tools[right.tool])
+    faults = {"hallucinated": given - known, "redundant": (given & known) - allowed, "missing": allowed - right.optional - given}
     if any(faults.values()):
         value = _PARAMETERS[bool(faults["hallucinated"]), bool(faults["redundant"]), bool(faults["missing"])]
         return value, ", ".join(f"{kind} parameters: {short(sorted(which))}" for kind, which in faults.items() if which)
-    if canonical(dict(call.arguments)) != canonical(dict(right.arguments)):
-        wrong = [key for key in sorted(needed) if canonical(call.arguments[key]) != canonical(right.arguments[key])]
-        return WRONG_VALUES, f"wrong values: {short(wrong)}"
-    return CORRECT, "correct"
+    wrong = [key for key in sorted(given) if not _accepts(right.accepted[key], call.arguments[key], right.nested, loose)]
+    return (WRONG_VALUES, f"wrong values: {short(wrong)}") if wrong else (CORRECT, "correct")
 
 
-def _said_calls(trajectory: Trajectory) -> list[Call]:
+def _accepts(accepted: Sequence[Any], value: Any, nested: bool, loose: bool) -> bool:
+    return any(_is(value, right, nested, loose) for right in accepted)
+
+
+def _is(value: Any, right: Any, nested: bool, loose: bool) -> bool:
+    if nested and isinstance(right, Mapping) and all(isinstance(values, list) for values in right.values()):
+        if not isinstance(value, Mapping) or not value.keys() <= right.keys():
+            return False
+        return all(_accepts(values, value[key], nested, loose) if key in value else "" in values for key, values in right.items())
+    if nested and isinstance(right, list):
+        same = isinstance(value, (list, tuple)) and len(value) == len(right)
+        return same and all(_is(one, other, nested, loose) for one, other in zip(value, right, strict=True))
+    return canonical(_loosened(value)) == canonical(_loosened(right)) if loose else canonical(value) == canonical(right)
+
+
+def _loosened(value: Any) -> Any:
+    """A value with its texts as BFCL compares them."""
+    if isinstance(value, str):
+        return value.translate(_DROPPED).lower().replace("'", '"')
+    if isinstance(value, Mapping):
+        return {key: _loosened(item) for key, item in value.items()}
+    return [_loosened(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _paired(wanted: Sequence[GoldCall], found: Sequence[Call], tools: Tools, loose: bool) -> list[int]:
+    """The place of the call that each of the first gold calls is compared with."""
+    values = [[grade_call(call, right, tools, loose)[0] for call in found] for right in wanted[: len(found)]]
+    owner: dict[int, int] = {}  # place of a said call -> the gold call that it is
+
+    def claim(gold_place: int, tried: set[int]) -> bool:
+        """Give a gold call a said one that is right, by moving others to other right ones where need be."""
+        for place in [i for i, value in enumerate(values[gold_place]) if value == CORRECT and i not in tried]:
+            tried.add(place)
+            if place not in owner or claim(owner[place], tried):
+                owner[place] = gold_place
+                return True
+        return False
+
+    for gold_place in range(len(values)):
+        claim(gold_place, set())
+    taken = {gold_place: place for place, gold_place in owner.items()}
+    for gold_place in [i for i in range(len(values)) if i not in taken]:
+        left = [place for place in range(len(found)) if place not in taken.values()]
+        taken[gold_place] = max(left, key=values[gold_place].__getitem__)
+    return [taken[gold_place] for gold_place in range(len(values))]
+
+
+def _said_calls(trajectory: Trajectory, tools: Tools, format: str) -> list[Call]:
     """Raises ValueError where something is not a call."""
     message = trajectory.turns[-1].action if trajectory.turns else {}
     if message.get("tool_calls"):
         listed = message["tool_calls"] if isinstance(message["tool_calls"], (list, tuple)) else [message["tool_calls"]]
-        return [_call(item) for item in listed]
-    text = said(trajectory)
-    if "<tool_call>" in text:
-        inside = [part.partition("</tool_call>") for part in text.split("<tool_call>")[1:]]
-        if not all(closed for _, closed, _ in inside):
-            raise ValueError("a <tool_call> is not closed")
-        return [_call(value) for body, _, _ in inside for value in _listed(read_json(body))]
-    fenced = last_fence(text, "json", "")
-    body = (text if fenced is None else fenced).strip()
-    return [_call(value) for value in _listed(read_json(body))] if body.startswith(("{", "[")) else []
+        return [call_of(item) for item in listed]
+    return read_calls(said(trajectory), tools, format)
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _call(value: Any) -> Call:
-    """Raises ValueError."""
-    if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):  # as in a message's tool_calls
-        value = value["function"]
-    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-        raise ValueError(f"{short(value)} is no call; expected an object with name and arguments")
-    arguments = value.get("arguments", value.get("parameters"))
-    if isinstance(arguments, str):
-        arguments = read_json(arguments)
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"the arguments of {short(value['name'])} are no object")
-    return Call(value["name"], arguments)
-
-
-def _tools(task: Task) -> dict[str, frozenset[str]]:
+def _tools(task: Task) -> dict[str, Mapping[str, Any]]:
     listed = given_json(task.meta.get("tools"))
     if not isinstance(listed, Sequence) or isinstance(listed, str) or not listed:
         raise TaskError(f"function_call: task {task.id!r} has no meta['tools']; expected a list of tools in the OpenAI format")
@@ -141,20 +178,35 @@ def _tools(task: Task) -> dict[str, frozenset[str]]:
     return tools
 
 
-def _parameters(given: Any) -> frozenset[str]:
-    """Names of a tool's parameters: of a JSON schema's properties, or the keys of a table of descriptions, as in xLAM's data."""
+def _parameters(given: Any) -> Mapping[str, Any]:
+    """A tool's parameters with their schemas: a JSON schema's properties, or a table of descriptions, as in xLAM's data."""
     if not isinstance(given, Mapping):
-        return frozenset()
+        return {}
     is_schema = "properties" in given or not all(isinstance(about, Mapping) for about in given.values())
-    return frozenset((given.get("properties") or {}) if is_schema else given)
+    return (given.get("properties") or {}) if is_schema else given
 
 
-def _gold_calls(task: Task, tools: Mapping[str, frozenset[str]]) -> list[Call]:
+def _gold_calls(task: Task, tools: Tools) -> list[GoldCall]:
     try:
-        calls = [_call(value) for value in _listed(given_json(gold(task, "function_call")))]
+        calls = [_gold_call(value) for value in _listed(given_json(gold(task, "function_call")))]
     except ValueError as error:
         raise TaskError(f"function_call: the answer of task {task.id!r} is no call: {error}") from None
     for call in calls:
-        if call.tool not in tools or not set(call.arguments) <= tools[call.tool]:
+        if call.tool not in tools or not set(call.accepted) - call.optional <= set(tools[call.tool]):
             raise TaskError(f"function_call: the answer of task {task.id!r} calls {call.tool!r} as its tools do not allow")
     return calls
+
+
+def _gold_call(value: Any) -> GoldCall:
+    """Raises ValueError."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str) and "accepted" in value:
+        return _accepting(value["name"], value["accepted"])
+    if isinstance(value, Mapping) and len(value) == 1 and not value.keys() & {"name", "function"}:
+        return _accepting(*next(iter(value.items())))
+    return exactly(call_of(value))
+
+
+def _accepting(name: str, accepted: Any) -> GoldCall:
+    if not isinstance(accepted, Mapping) or not all(isinstance(values, list) and values for values in accepted.values()):
+        raise ValueError(f"expected of each argument of {name!r} a list of its right values, got {short(accepted)}")
+    return GoldCall(name, accepted, frozenset(key for key, values in accepted.items() if "" in values), nested=True)

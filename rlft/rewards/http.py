@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ from rlft.rewards.grader import defaults
 from rlft.rewards.wire import encode_groups, verdicts_of
 from rlft.types import Group
 
+MAX_ANSWER = 2**25  # bytes of an answer
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 8.0  # between tries
 TRY_AGAIN = (408, 429)  # and every server error
 
@@ -51,7 +52,7 @@ class HttpReward:
             if not token:
                 raise RewardError(f"http_reward: the environment variable {self.token_env!r} is not set where the rewards run")
             self._headers = {"Authorization": f"Bearer {token}"}
-        self._client = httpx.AsyncClient(timeout=self.request_timeout_s)
+        self._client = client(self.request_timeout_s)
 
     async def score(self, group: Group) -> list[Any]:
         """(value, feedback) per trajectory, or the RewardError that says why there is none. Raises RewardError."""
@@ -64,6 +65,36 @@ class HttpReward:
         """Close the connections."""
         if self._client is not None:
             await self._client.aclose()
+
+
+def client(timeout_s: float) -> httpx.AsyncClient:
+    """A client that reads no answer of more than MAX_ANSWER bytes, and none that is compressed: it could unfold to any size."""
+    return httpx.AsyncClient(timeout=timeout_s, headers={"Accept-Encoding": "identity"}, event_hooks={"response": [_capped]})
+
+
+class _Capped(httpx.AsyncByteStream):
+    """An answer's body. Raises RewardError once it is larger than MAX_ANSWER."""
+
+    def __init__(self, body: httpx.AsyncByteStream, url: str) -> None:
+        self._body, self._url = body, url
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self._body:
+            size += len(part)
+            if size > MAX_ANSWER:
+                raise RewardError(f"{self._url}: an answer of more than {MAX_ANSWER} bytes")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
+
+
+async def _capped(response: httpx.Response) -> None:
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise RewardError(f"{response.url}: an answer compressed as {encoding[:40]!r}, which was not asked for")
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    response.stream = _Capped(response.stream, str(response.url))
 
 
 def check_url(url: str, who: str) -> None:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_args
 
@@ -23,6 +23,7 @@ import cloudpickle
 
 from rlft.errors import RewardError
 from rlft.rewards.compose import PackedGrader
+from rlft.rewards.environment import passed_on
 from rlft.rewards.grader import Cause, Failure, Rule, Verdict
 from rlft.rewards.serve import Call, encode, limit_of, too_slow
 from rlft.types import Group, Trajectory
@@ -97,10 +98,11 @@ class GradingProcesses:
         grader: a packed grader (`compose.pack`); its functions are loaded in the processes only.
         processes: how many.
         limit_s: longest time one call may take, where its rule names no other.
+        env: environment variables that the processes get beside those that programs run by (`rlft.rewards.environment`).
     """
 
-    def __init__(self, grader: PackedGrader, processes: int, limit_s: float) -> None:
-        self._grader, self._number, self._limit_s = grader, processes, limit_s
+    def __init__(self, grader: PackedGrader, processes: int, limit_s: float, env: Collection[str] = ()) -> None:
+        self._grader, self._number, self._limit_s, self._env = grader, processes, limit_s, env
         self._started: asyncio.Task[None] | None = None
         self._closed = False
         self._zygote: subprocess.Popen[bytes] | None = None
@@ -260,6 +262,7 @@ class GradingProcesses:
                 stdin=grader,
                 stdout=2,  # what a reward prints goes where errors go
                 pass_fds=[theirs.fileno()],
+                env=passed_on(os.environ, self._env),
                 start_new_session=True,
             )
         try:

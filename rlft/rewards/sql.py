@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import sqlite3
@@ -22,8 +23,9 @@ MAX_RESULT = 20_000_000  # characters and bytes of all values together
 STEP = 50  # instructions of SQLite's machine between two looks at the limit
 _DENIED_FUNCTIONS = {"load_extension", "fts3_tokenizer", "writefile", "readfile", "edit", "zeroblob", "randomblob"}
 _SKIPPED = re.compile(
-    r"'[^']*+'|\"[^\"]*+\"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+|/\*(?s:.*?)\*/|[()]|\border\s+by\b", re.IGNORECASE
+    r"'[^']*+'|\"[^\"]*+\"|`[^`]*+`|\[[^\]]*+\]|--[^\n]*+|/\*(?s:.*?)\*/|[();]|\border\s+by\b|\blimit\b", re.IGNORECASE
 )
+_LIMIT = re.compile(r"limit\s+(\d{1,9})(?:\s+offset\s+(\d{1,9})|\s*,\s*(\d{1,9}))?\s*", re.IGNORECASE)
 
 
 class _Refused(Exception):
@@ -46,8 +48,9 @@ def sql_equal(
     The database is `task.meta["schema"]`, a script of CREATE and INSERT, or a list of them (all must agree: a query may be
     right on one by chance, above all where the gold query returns nothing), or `task.meta["database"]`, the path of a SQLite
     file. It is copied into memory; one SELECT may run on it, and nothing else: no writing, ATTACH, PRAGMA or extension.
-    Columns count by place, not by name; rows as a multiset, in order only if the gold query has an outermost ORDER BY; floats to
-    ten digits. Reads the last ```sql block of the final answer, or all of it.
+    Columns count by place, not by name; rows as a multiset, in order only if the gold query has an outermost ORDER BY, and among
+    rows that are equal by it in any order (with a LIMIT, any of them); floats to ten digits. Reads the last ```sql block of the
+    final answer, else the last that names no language, else all of it.
 
     Args:
         max_rows: that a query may return.
@@ -60,7 +63,7 @@ def sql_equal(
     """
     right = str(gold(task, "sql_equal"))
     text = final(trajectory)
-    fenced = last_fence(text, "sql", "sqlite", "")
+    fenced = last_fence(text, "sql", "sqlite")
     query = (text if fenced is None else fenced).strip()
     for database in _databases(task, heap_mb):
         try:
@@ -73,7 +76,11 @@ def sql_equal(
             return 0.0, str(error)
         if found.columns != expected.columns:
             return 0.0, f"returned {found.columns} columns, not {expected.columns}"
-        if (found.rows != expected.rows) if has_order(right) else (Counter(found.rows) != Counter(expected.rows)):
+        if has_order(right):
+            same = found.rows == expected.rows or _same_but_for_ties(database, right, found, max_rows, max_steps, limit_s)
+        else:
+            same = Counter(found.rows) == Counter(expected.rows)
+        if not same:
             return 0.0, f"returned {len(found.rows)} rows that are not the {len(expected.rows)} expected ones"
     return 1.0, ""
 
@@ -104,12 +111,59 @@ def run_query(database: bytes, query: str, max_rows: int, max_steps: int, limit_
 
 def has_order(query: str) -> bool:
     """Whether a query has an ORDER BY outside of parentheses, quotations and comments."""
-    depth = 0
+    return any(word[0] in "oO" for word, _ in _outermost(query))
+
+
+def _outermost(query: str) -> list[tuple[str, int]]:
+    """Every ORDER BY, LIMIT and semicolon outside of parentheses, quotations and comments, with its place."""
+    depth, found = 0, []
     for match in _SKIPPED.finditer(query):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
-        if depth == 0 and match[0][0] in "oO":
-            return True
+        if depth == 0 and match[0][0] in "oOlL;":
+            found.append((match[0], match.start()))
+    return found
+
+
+def _same_but_for_ties(database: bytes, right: str, found: Result, max_rows: int, max_steps: int, limit_s: float) -> bool:
+    """Whether rows are those of a query with ORDER BY, in another order among rows that are equal by it.
+
+    The query is run twice more, with its columns as further terms of ORDER BY, upwards and downwards: where both have had the same
+    rows a stretch of equal ones ends. Nothing of the terms has to be understood for that.
+    """
+    end = next((place for word, place in _outermost(right) if word == ";"), len(right))
+    cut = next((place for word, place in reversed(_outermost(right[:end])) if word[0] in "lL"), end)
+    head, tail = right[:cut], right[cut:end]
+    limit = _LIMIT.fullmatch(tail.strip() + " ") if tail else None
+    start, stop = 0, max_rows
+    if limit:  # LIMIT count OFFSET start, or LIMIT start, count
+        start, count = (int(limit[1]), int(limit[3])) if limit[3] else (int(limit[2] or 0), int(limit[1]))
+        stop, tail = start + count, ""
+
+    def sorted_by(direction: str) -> list[tuple[Any, ...]]:
+        terms = ", ".join(f"{i} COLLATE BINARY {direction}" for i in range(1, found.columns + 1))
+        return run_query(database, f"{head}\n, {terms}\n{tail}", max_rows, max_steps, limit_s).rows
+
+    with contextlib.suppress(_Refused):  # such as more rows without its LIMIT than a query may return
+        return _same_in_stretches(found.rows, sorted_by("ASC"), sorted_by("DESC"), start, stop)
     return False
+
+
+def _same_in_stretches(
+    found: list[tuple[Any, ...]], upwards: list[tuple[Any, ...]], downwards: list[tuple[Any, ...]], start: int, stop: int
+) -> bool:
+    """Whether `found` are the rows from `start` to `stop` of an order of which two are given, that differ among equal ones alone."""
+    if len(found) != max(0, min(stop, len(upwards)) - start):
+        return False
+    begun, ahead = 0, Counter[tuple[Any, ...]]()
+    for place, (one, other) in enumerate(zip(upwards, downwards, strict=True), start=1):
+        ahead[one] += 1
+        ahead[other] -= 1
+        if not ahead[one] and not ahead[other] and not any(ahead.values()):
+            here = found[max(begun - start, 0) : max(min(place, stop) - start, 0)]
+            if not Counter(here) <= Counter(upwards[begun:place]):
+                return False
+            begun, ahead = place, Counter()
+    return True
 
 
 def _restrict(connection: sqlite3.Connection, max_steps: int, limit_s: float) -> None:

@@ -20,7 +20,7 @@ from rlft.actors.deadline import watched
 from rlft.actors.reward import RewardWorker
 from rlft.config import RunConfig
 from rlft.data.sources import describe, load_tasks
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, visible
 from rlft.report.screen import Screen
 from rlft.rewards.compose import PackedGrader, compose, pack
 from rlft.rewards.grader import Term
@@ -87,7 +87,7 @@ async def check(config: RunConfig, plan: Plan) -> bool:
         say(f"not checked: {escape(name)} keeps a model or a service; include it with --scorers")
     loaded = load_tasks(config.data)
     if loaded.bad_rows:
-        say(f"{len(loaded.bad_rows)} rows are no tasks:\n{escape(describe(loaded.bad_rows))}")
+        say(f"{len(loaded.bad_rows)} rows are no tasks:\n{_plain(describe(loaded.bad_rows))}")
     rng = random.Random(plan.seed)
     golds = {task.id: gold for task in loaded.tasks if (gold := gold_text(task, plan.gold)) is not None}
     right = [task for task in loaded.tasks if task.id in golds]
@@ -263,9 +263,14 @@ def _list(title: str, cases: Sequence[Paid], say: Callable[[Any], None]) -> None
         for case in listed[:SHOWN]:
             text = case.probe.text if len(case.probe.text) <= WIDTH else f"{case.probe.text[:WIDTH]}..."
             earned = case.graded.error if math.isnan(case.reward) else f"{case.reward:.4g}, {dict(case.graded.parts)}"
-            say(escape(f"  {kind}, task {case.task_id}: {text!r} -> {earned}"))
+            say(_plain(f"  {kind}, task {case.task_id}: {text!r} -> {earned}"))
         if len(listed) > SHOWN:
             say(f"  {kind}: {len(listed) - SHOWN} more")
+
+
+def _plain(text: str) -> str:
+    """Text by others: no markup, and nothing that does something to a terminal."""
+    return escape(visible(text))
 
 
 def _mean(values: Iterable[float]) -> str:

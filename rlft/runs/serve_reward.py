@@ -20,7 +20,7 @@ from rlft.rewards.http import is_loopback
 from rlft.rewards.wire import decode_groups, encode_verdicts
 from rlft.types import Group
 
-MAX_WAITING = 256  # requests at once; further ones are told to come back (503)
+MAX_WAITING = 256  # requests with a token at once; further ones are told to come back (503). Connections without one do not count
 BACKLOG = 128
 READ_S = 60.0  # longest wait for a request's body
 
@@ -60,6 +60,7 @@ def listen(host: str, port: int, token: str) -> socket.socket:
 def make_app(worker: RewardWorker, token: str, max_bytes: int) -> FastAPI:
     """POST /grade and GET /health. Everything but /health asks for the token, if there is one."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    under_way: set[Request] = set()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -69,23 +70,13 @@ def make_app(worker: RewardWorker, token: str, max_bytes: int) -> FastAPI:
     async def grade(request: Request) -> Response:
         if token and not _is_allowed(request, token):
             return _refusal(401, "a bearer token is needed, and it has to be the right one", {"WWW-Authenticate": "Bearer"})
+        if len(under_way) >= MAX_WAITING:
+            return _refusal(503, f"{MAX_WAITING} requests are under way; come back", {"Retry-After": "1"})
+        under_way.add(request)
         try:
-            async with asyncio.timeout(READ_S):
-                body = await _read(request, max_bytes)
-        except TimeoutError:
-            return _refusal(408, f"the request did not arrive within {READ_S:g} s")
-        if body is None:
-            return _refusal(413, f"the request is larger than {max_bytes} bytes; send fewer groups, or raise --max-mb")
-        try:
-            groups = [_unsaid(group) for group in decode_groups(json.loads(body, parse_constant=_no_number))]
-        except (ValueError, RecursionError) as error:
-            return _refusal(400, f"the request is not JSON: {error}")
-        except RewardError as error:
-            return _refusal(422, str(error))
-        try:
-            return Response(encode_verdicts(await worker.grade(groups)), media_type="application/json")
-        except RewardError as error:
-            return _refusal(500, str(error))
+            return await _graded(request, worker, max_bytes)
+        finally:
+            under_way.remove(request)
 
     return app
 
@@ -106,11 +97,13 @@ async def serve(
     """
     import uvicorn
 
+    from rlft.runs.connections import HEADER_S, Impatient
+
     worker = RewardWorker(reward, processes, timeout_s)
     try:
         await worker.start()
         app = make_app(worker, token, max_bytes)
-        config = uvicorn.Config(app, log_level="warning", limit_concurrency=MAX_WAITING, timeout_keep_alive=30, server_header=False)
+        config = uvicorn.Config(app, http=Impatient, log_level="warning", timeout_keep_alive=int(HEADER_S), server_header=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
@@ -119,6 +112,26 @@ async def serve(
     finally:
         await worker.close()
         listener.close()
+
+
+async def _graded(request: Request, worker: RewardWorker, max_bytes: int) -> Response:
+    try:
+        async with asyncio.timeout(READ_S):
+            body = await _read(request, max_bytes)
+    except TimeoutError:
+        return _refusal(408, f"the request did not arrive within {READ_S:g} s")
+    if body is None:
+        return _refusal(413, f"the request is larger than {max_bytes} bytes; send fewer groups, or raise --max-mb")
+    try:
+        groups = [_unsaid(group) for group in decode_groups(json.loads(body, parse_constant=_no_number))]
+    except (ValueError, RecursionError) as error:
+        return _refusal(400, f"the request is not JSON: {error}")
+    except RewardError as error:
+        return _refusal(422, str(error))
+    try:
+        return Response(encode_verdicts(await worker.grade(groups)), media_type="application/json")
+    except RewardError as error:
+        return _refusal(500, str(error))
 
 
 def _is_allowed(request: Request, token: str) -> bool:

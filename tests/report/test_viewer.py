@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from rlft.cli import app
 from rlft.data.stored import PARTS, as_json, file_name, merge, write_part
-from rlft.errors import ConfigError
-from rlft.report.viewer import LONGEST, Choice, choose, show, stored_file, visible
+from rlft.errors import ConfigError, visible
+from rlft.report.viewer import LONGEST, Choice, choose, show, stored_file
 
 NOTHING = {"text": "", "token_ids": [], "sources": [], "turn_ids": [], "loss_mask": [], "logprobs": []}
 

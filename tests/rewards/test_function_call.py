@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.errors import TaskError
-from rlft.rewards.function_call import Call, function_call, grade_call
+from rlft.rewards.function_call import Call, exactly, function_call, grade_call
 from rlft.rewards.grader import spoken
 from rlft.types import Completion, Task, Trajectory, Turn
 
@@ -75,7 +75,7 @@ def test_the_order_of_cases_is_that_of_the_paper(right, said):
         expected = -0.8
     else:
         expected = -0.5 if redundant or missing else 1.0
-    got = grade_call(Call("f", dict.fromkeys(said, 1)), Call("f", dict.fromkeys(right, 1)), {"f": known})
+    got = grade_call(Call("f", dict.fromkeys(said, 1)), exactly(Call("f", dict.fromkeys(right, 1))), {"f": known})
     assert got[0] == expected
 
 
@@ -192,3 +192,61 @@ def test_a_tool_without_parameters_has_none_whatever_its_schema_leaves_out():
     bare = [{"name": "now", "parameters": {"type": "object"}}, {"name": "today"}]
     assert graded('{"name": "now", "arguments": {}}', {"name": "now", "arguments": {}}, bare)[0] == 1.0
     assert graded('{"name": "now", "arguments": {"type": 1}}', {"name": "now", "arguments": {}}, bare)[0] == -0.8
+
+
+ACCEPTED = {"city": ["Oslo", "Kristiania"], "unit": ["", "C"], "day": [["today", 1], {"is": ["now", "today"], "at": ["", 5]}]}
+
+
+@pytest.mark.parametrize("answer", [{"name": "weather", "accepted": ACCEPTED}, [{"weather": ACCEPTED}], json.dumps({"weather": ACCEPTED})])
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ({"city": "Oslo", "day": ["today", 1]}, 1.0),
+        ({"city": "Kristiania", "day": ["today", 1.0], "unit": "C"}, 1.0),
+        ({"city": "Oslo", "day": {"is": "now"}}, 1.0),
+        ({"city": "Oslo", "day": {"is": "today", "at": 5}}, 1.0),
+        ({"city": "Bergen", "day": {"is": "now"}}, -0.25),
+        ({"city": "Oslo", "day": ["today", True]}, -0.25),
+        ({"city": "Oslo", "day": ["today"]}, -0.25),
+        ({"city": "Oslo", "day": {"at": 5}}, -0.25),
+        ({"city": "Oslo", "day": {"is": "now", "x": 1}}, -0.25),
+        ({"city": "Oslo", "day": {"is": ["now", "today"], "at": ["", 5]}}, -0.25),
+        ({"city": ["Oslo", "Kristiania"], "day": ["today", 1]}, -0.25),
+        ({"city": "Oslo", "day": ["today", 1], "unit": "F"}, -0.25),
+        ({"city": "Oslo", "unit": "C"}, -0.5),
+        ({"day": {"is": "now"}}, -0.5),
+        ({"city": "Oslo", "day": {"is": "now"}, "wind": 1}, -0.8),
+    ],
+)
+def test_a_gold_call_may_accept_several_values_and_leave_arguments_out(answer, arguments, value):
+    assert graded(call(**arguments), answer)[0] == value
+
+
+@pytest.mark.parametrize("accepted", [5, {"city": "Oslo"}, {"city": []}, {"city": ["Oslo"], "wind": [1]}])
+def test_accepted_values_that_are_no_lists_or_of_no_parameter_are_a_broken_task(accepted):
+    for answer in ({"name": "weather", "accepted": accepted}, {"weather": accepted}):
+        with pytest.raises(TaskError):
+            graded(call(city="Oslo"), answer)
+
+
+def test_an_optional_argument_that_the_tool_does_not_have_can_only_be_left_out():
+    gold = {"weather": {"city": ["Oslo"], "wind": ["", 1]}}
+    assert graded(call(city="Oslo"), gold)[0] == 1.0
+    assert graded(call(city="Oslo", wind=1), gold)[0] == -0.8
+
+
+def test_calls_in_any_order_are_paired_so_that_as_many_as_can_be_are_right():
+    gold = [{"time": {"city": ["Oslo", "Rome", "Bern"]}}, {"time": {"city": ["Rome", "Oslo"]}}, {"time": {"city": ["Oslo"]}}]
+    for cities in itertools.permutations(["Oslo", "Rome", "Bern"]):
+        said_so = "".join(call("time", city=city) for city in cities)
+        assert graded(said_so, gold, ordered=False)[0] == 1.0
+    assert graded("".join(call("time", city=city) for city in ("Rome", "Rome", "Bern")), gold, ordered=False)[0] == (1 + 1 - 0.25) / 3
+    assert graded("".join(call("time", city=city) for city in ("Bern", "Rome", "Oslo")), gold)[0] == 1.0
+
+
+def test_loose_texts_are_those_of_bfcl():
+    gold = {"name": "weather", "arguments": {"city": "St. John's", "day": "April 1, 2024"}}
+    for city, day in (("st johns", "april 1 2024"), ('ST-JOHN"S', "April-1/2024")):
+        value = 1.0 if '"' in city else -0.25  # a quotation mark is not dropped
+        assert graded(call(city=city, day=day), gold, loose=True)[0] == value
+        assert graded(call(city=city, day=day), gold)[0] == -0.25

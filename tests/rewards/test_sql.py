@@ -1,5 +1,6 @@
 """SQL by what it returns: equivalence, order, and queries that would do more than read."""
 
+import itertools
 import sqlite3
 import time
 from pathlib import Path
@@ -33,6 +34,8 @@ def graded(query, answer="SELECT name, age FROM people", meta=None, **options):
         ("SELECT name AS n, age + 0.0 FROM people", 1.0),
         ("```sql\nSELECT name, age FROM people\n```", 1.0),
         ("<think>DROP</think>Here:\n```\nSELECT name, age FROM people\n```", 1.0),
+        ("```sql\nSELECT name, age FROM people\n```\nwhich returns\n```\nAda|36\n```", 1.0),
+        ("```\nSELECT name, age FROM people\n```\nor\n```sql\nSELECT 1\n```", 0.0),
         ("WITH p AS (SELECT * FROM people) SELECT name, age FROM p", 1.0),
         ("SELECT DISTINCT name, age FROM people", 0.0),
         ("SELECT name, age FROM people UNION ALL SELECT 'x', 1", 0.0),
@@ -54,6 +57,49 @@ def test_order_counts_where_the_gold_query_has_it():
     assert graded("SELECT name FROM people ORDER BY age, id", gold) == 1.0
     assert graded("SELECT name FROM people ORDER BY age, id DESC", gold) == 0.0
     assert graded("SELECT name FROM people ORDER BY age, id DESC", "SELECT name FROM people") == 1.0
+
+
+TIED = [  # a gold query, queries whose rows may come as well, queries whose rows may not
+    ("SELECT name FROM people ORDER BY age", ["ORDER BY age, id", "ORDER BY age, id DESC"], ["ORDER BY age DESC"]),
+    ("SELECT name FROM people ORDER BY age;  -- youngest first", ["ORDER BY age, id DESC"], ["ORDER BY id DESC", "ORDER BY name DESC"]),
+    ("SELECT name FROM people ORDER BY age DESC -- old", ["ORDER BY age DESC, name", "ORDER BY age DESC, name DESC"], ["ORDER BY age"]),
+    ("SELECT name FROM people ORDER BY age LIMIT 3", ["ORDER BY age, name DESC LIMIT 3", "ORDER BY age, name LIMIT 3"],
+        ["ORDER BY age DESC LIMIT 3", "ORDER BY age, name LIMIT 2", "ORDER BY age LIMIT 4", "WHERE age > 40"]),
+    ("SELECT name FROM people ORDER BY age LIMIT 1 OFFSET 3", ["WHERE id = 2", "WHERE id = 3"], ["WHERE id = 1", "WHERE 0"]),
+    ("SELECT name FROM people ORDER BY age LIMIT 3, 1", ["WHERE id = 2", "WHERE id = 3"], ["WHERE id = 1", "WHERE 0"]),
+    ("SELECT name FROM people ORDER BY age LIMIT 1 + 0", ["WHERE id = 1"], ["WHERE id = 2"]),
+    ("SELECT name FROM people ORDER BY age LIMIT 9 OFFSET 9", ["WHERE 0"], ["WHERE id = 1"]),
+    ("SELECT DISTINCT name FROM people ORDER BY length(name) > 3", ["WHERE id < 4 ORDER BY id", "WHERE id < 4 ORDER BY age, id DESC"],
+        ["WHERE id < 4 ORDER BY id DESC"]),
+    ("SELECT name FROM people WHERE id = 1 UNION ALL SELECT name FROM people WHERE id > 1 ORDER BY 1 COLLATE NOCASE",
+        ["ORDER BY name"], ["ORDER BY id", "ORDER BY name DESC"]),
+    ("SELECT name AS n FROM people ORDER BY upper(substr(n, 1, 1))", ["ORDER BY name", "ORDER BY id = 3, id = 2"],
+        ["ORDER BY name DESC"]),
+]
+
+
+@pytest.mark.parametrize(("gold", "right", "wrong"), TIED)
+def test_rows_that_are_equal_by_the_gold_order_may_come_in_any(gold, right, wrong):
+    assert graded(gold, gold) == 1.0
+    for rest in right:
+        assert graded(f"SELECT name FROM people {rest}", gold) == 1.0, rest
+    for rest in wrong:
+        assert graded(f"SELECT name FROM people {rest}", gold) == 0.0, rest
+
+
+def test_names_that_differ_in_case_alone_are_tied_under_a_collation_without_case():
+    schema = "CREATE TABLE t (x TEXT COLLATE NOCASE); INSERT INTO t VALUES ('b'), ('A'), ('a');"
+    for query, value in (("ORDER BY x, x COLLATE BINARY", 1.0), ("ORDER BY x, x COLLATE BINARY DESC", 1.0), ("ORDER BY x DESC", 0.0)):
+        assert graded(f"SELECT x FROM t {query}", "SELECT x FROM t ORDER BY x", {"schema": schema}) == value
+
+
+def test_any_order_of_tied_rows_is_right_and_no_other_is():
+    schema = "CREATE TABLE t (k INTEGER, v TEXT); INSERT INTO t VALUES (1, 'a'), (1, 'b'), (2, 'b'), (2, 'c'), (2, 'c');"
+    rows = ["a", "b", "b", "c", "c"]
+    for order in set(itertools.permutations(rows)):
+        query = " UNION ALL ".join(f"SELECT '{value}'" for value in order)
+        allowed = sorted(order[:2]) == ["a", "b"]
+        assert graded(query, "SELECT v FROM t ORDER BY k", {"schema": schema}) == float(allowed), order
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlft.errors import RewardError, TaskError
-from rlft.rewards.extract import canonical, final, is_json, last_boxed, last_fence, last_tag, read_json, said
+from rlft.rewards.extract import blocks, canonical, final, is_json, last_boxed, last_fence, last_tag, read_json, said
 from rlft.rewards.grader import spoken
 from rlft.rewards.structured import graph_f1, json_schema, key_value_f1
 from rlft.types import Task
@@ -235,6 +235,46 @@ def test_where_answers_are_read():
     assert last_tag("<a>1</a><a>2", "a") == "1" and last_tag("</a><a>", "a") is None
     assert last_boxed(r"\boxed{1} \boxed{\frac{1}{2}}") == r"\frac{1}{2}" and last_boxed(r"\boxed{1") is None
     assert last_fence("```json\n1\n```\n```python\n2\n```", "json") == "1" and last_fence("```json\n1", "json") is None
+    assert last_fence("```\n1\n```", "json") == "1" and last_fence("```text\n1\n```", "json") is None
     assert read_json("[1, 2.5]") == [1, 2.5]
     with pytest.raises(ValueError, match="NaN is not JSON"):
         read_json("NaN")
+
+
+@pytest.mark.parametrize(("languages", "named"), [(("json",), "json"), (("sql", "sqlite"), "SQL"), (("sql", "sqlite"), "sqlite")])
+def test_a_named_block_counts_before_an_unnamed_one_wherever_it_stands(languages, named):
+    right, unnamed, other = f"```{named} lines=on\n1\n```\n", "```\n2\n```\n", "```text\n3\n```\n"
+    for text in (right + unnamed, unnamed + right, right + unnamed + other, unnamed + right + other):
+        assert last_fence(text, *languages) == "1"
+    assert last_fence(unnamed + other, *languages) == "2"
+    assert last_fence(right + right.replace("1", "4") + unnamed, *languages) == "4"
+
+
+def test_the_result_that_is_shown_behind_an_answer_is_not_the_answer():
+    shown = '```json\n{"a": 1}\n```\nwhich prints\n```\n{"a": 2}\n```'
+    assert graded(json_schema, task({"a": 1}), shown, schema={}, compare=True) == 1.0
+    assert graded(json_schema, task({"a": 2}), shown, schema={}, compare=True) == 0.0
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x1c", "\x0c"])
+def test_only_a_line_feed_ends_a_line(end):
+    text = json.dumps({"a": f"x{end}```{end}y"}, ensure_ascii=False)
+    if end >= " ":
+        assert read_json(f"```json\n{text}\n```") == read_json(text) == {"a": f"x{end}```{end}y"}
+    assert blocks(f"```json\nx{end}```{end}y\r\n```\r\nend") == [("json", f"x{end}```{end}y\r\n", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("~~~json\n```\n~~~", [("json", "```\n", True)]),
+        ("````\n```\n````", [("", "```\n", True)]),
+        ("```json\n1", [("json", "1", False)]),
+        ("```json", [("json", "", False)]),
+        ("```x``` and\n```json\n1\n```", [("json", "1\n", True)]),
+        ("a ```json", []),
+        ("", []),
+    ],
+)
+def test_blocks_table(text, found):
+    assert blocks(text) == found

@@ -2,25 +2,30 @@
 
 import asyncio
 import contextlib
+import gzip
+import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cloudpickle
 import httpx
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 
 from rlft.actors.reward import RewardWorker
 from rlft.errors import ConfigError, RewardError
+from rlft.rewards import http
 from rlft.rewards.adapters.openrlhf import OpenRLHFServer
 from rlft.rewards.grader import Scorer, spoken
 from rlft.rewards.http import HttpReward, is_loopback
 from rlft.rewards.wire import encode_groups
+from rlft.runs import connections, serve_reward
 from rlft.runs.serve_reward import listen, read_token, serve
 from rlft.types import Completion, Group, Task, Trajectory, Turn
 
@@ -279,6 +284,89 @@ def test_a_server_that_is_not_there_or_does_not_answer_is_an_error():
             asyncio.run(score(f"http://127.0.0.1:{port}/grade", group("4"), request_timeout_s=0.2, retries=0))
     with pytest.raises(RewardError, match="ConnectError"):
         asyncio.run(score(f"http://127.0.0.1:{port}/grade", group("4"), retries=1))
+
+
+@pytest.mark.parametrize(("path", "message"), [("/large", "an answer of more than 10000 bytes"), ("/endless", "more than 10000 bytes"),
+    ("/bomb", "compressed as 'gzip'"), ("/error", "an answer of more than 10000 bytes")])
+def test_an_answer_is_read_up_to_a_limit(monkeypatch, path, message):
+    monkeypatch.setattr(http, "MAX_ANSWER", 10_000)
+    app, _ = openrlhf_app()
+
+    @app.post("/large")
+    @app.post("/error")
+    async def large(request: Request):
+        return JSONResponse({"rewards": [0.0, 0.0], "more": "x" * 10_000}, 200 if "large" in str(request.url) else 400)
+
+    @app.post("/endless")
+    async def endless():
+        return StreamingResponse(itertools.repeat(b" " * 1000))
+
+    @app.post("/bomb")
+    async def bomb():
+        return Response(gzip.compress(b" " * 10**7), headers={"Content-Encoding": "gzip"})
+
+    with pytest.raises(RewardError, match=message):
+        asking(app, path, retries=0)
+    assert asking(app) == [(1.0, "score = 1\ndummy_scores = 1"), (0.0, "score = 0\ndummy_scores = 0")]  # the control
+
+
+async def connected(url):
+    parts = urlsplit(url)
+    return await asyncio.open_connection(parts.hostname, parts.port)
+
+
+def test_connections_that_say_nothing_do_not_keep_others_out(token):
+    async def ask(url):
+        idle = [await connected(url) for _ in range(300)]
+        try:
+            return await score(url, group("4"), retries=0, **token)
+        finally:
+            for _, writer in idle:
+                writer.close()
+
+    assert serving(ask) == [(1.0, "0 tokens")]
+
+
+@pytest.mark.parametrize("said", [b"", b"POST /grade HTTP/1.1\r\nHost: x\r\n", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_a_connection_ends_where_no_header_comes(monkeypatch, said):
+    monkeypatch.setattr(connections, "HEADER_S", 0.3)
+
+    async def ask(url):
+        reader, writer = await connected(url)
+        writer.write(said)
+        try:
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+
+    assert (b"200 OK" in serving(ask)) == (b"health" in said)
+
+
+def test_a_request_may_take_longer_than_a_header(monkeypatch, token):
+    monkeypatch.setattr(connections, "HEADER_S", 0.2)
+    good, bad = serving(lambda url: score(url, group("4", "hang"), **token), timeout_s=1.0)
+    assert good == (1.0, "0 tokens") and "within its limit of 1 s" in str(bad)
+
+
+def test_too_many_requests_at_once_are_told_to_come_back(monkeypatch, token):
+    monkeypatch.setattr(serve_reward, "MAX_WAITING", 0)
+
+    async def ask(url):
+        with pytest.raises(RewardError, match="status 503.*requests are under way"):
+            await score(url, group("4"), retries=0, **token)
+        monkeypatch.setattr(serve_reward, "MAX_WAITING", 1)
+        return await asyncio.gather(*(score(url, group("4"), retries=3, **token) for _ in range(3)))
+
+    assert serving(ask) == [[(1.0, "0 tokens")]] * 3
+
+
+def told(task, trajectory):
+    return 0.0, ",".join(sorted({name for name in os.environ if name.endswith("OF_THE_TESTS")}))
+
+
+def test_a_reward_does_not_see_the_token_of_its_server(monkeypatch, token):
+    monkeypatch.setenv("RLFT_OF_THE_TESTS", "1")  # the control
+    assert serving(lambda url: score(url, group("4"), **token), reward=told) == [(0.0, "RLFT_OF_THE_TESTS")]
 
 
 # --- the command

@@ -11,7 +11,7 @@ import httpx
 from rlft.errors import ConfigError, RewardError
 from rlft.rewards.adapters.calling import found, importable, noted, one_each, prompt_text, said, then
 from rlft.rewards.grader import defaults
-from rlft.rewards.http import check_url, post
+from rlft.rewards.http import check_url, client, post
 from rlft.rewards.wire import plain
 from rlft.types import Group
 
@@ -53,7 +53,7 @@ class OpenRLHFServer:
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        self._client = httpx.AsyncClient(timeout=self.request_timeout_s)
+        self._client = client(self.request_timeout_s)
 
     async def score(self, group: Group) -> list[tuple[Any, str]]:
         """One value per trajectory. Raises RewardError."""
