@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from rlft.config import RECIPES, RunConfig, load, local_file, whole_key
 from rlft.elsewhere import ours
-from rlft.errors import ConfigError, RlftError
+from rlft.errors import ConfigError, RlftError, visible
 from rlft.report.screen import Screen
 from rlft.runs.stopping import note_doing
 
@@ -186,6 +186,7 @@ def serve_reward(
     processes: Annotated[int, typer.Option(min=1, help="grading processes")] = 1,
     timeout_s: Annotated[float, typer.Option(help="longest time of one call of a reward")] = 10.0,
     max_mb: Annotated[int, typer.Option(min=1, help="largest request")] = 64,
+    env: Annotated[list[str] | None, typer.Option(help="environment variable that the reward gets, such as an API key")] = None,
 ) -> None:
     """Serve a reward over HTTP, for runs whose [reward] has http_reward."""
     import asyncio
@@ -195,7 +196,7 @@ def serve_reward(
     table = load(reward).reward if reward.endswith(".toml") else {reward: 1.0}
     token = server.read_token(token_env, token_file)
     listener = server.listen(host, port, token)
-    asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20))
+    asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20, env=env or ()))
 
 
 @command()
@@ -319,5 +320,5 @@ def main() -> None:
     try:
         app()
     except RlftError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {visible(str(error))}", file=sys.stderr)
         sys.exit(1)

@@ -57,6 +57,7 @@ class RewardPoolConfig(Section):
     processes: int = Field(default=1, ge=1)  # killable grading processes of each
     timeout_s: float = Field(default=10.0, gt=0)  # limit of one call of a reward that names none
     max_failed: float = Field(default=0.1, ge=0, le=1)  # share of a step that may stay ungraded before the run stops
+    env: list[str] = []  # environment variables that rewards get beside those that programs run by: an API key, say
     per_turn: bool = False  # grade every turn, with the conversation up to it, instead of the trajectory's end
 
 

@@ -52,12 +52,19 @@ class RewardWorker:
         reward: a packed grader (`rlft.rewards.compose.pack`), or what `compose` takes.
         processes: grading processes of this worker.
         timeout_s: longest time one call of a reward may take, where its rule names no other.
+        env: environment variables that rewards get beside those that programs run by (`rlft.rewards.environment`).
     """
 
-    def __init__(self, reward: PackedGrader | Callable[..., Any] | Mapping[Any, Any], processes: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        reward: PackedGrader | Callable[..., Any] | Mapping[Any, Any],
+        processes: int,
+        timeout_s: float,
+        env: Collection[str] = (),
+    ) -> None:
         self._grader = reward if isinstance(reward, PackedGrader) else pack(compose(reward))
         self._timeout_s = timeout_s
-        self._processes = GradingProcesses(self._grader, processes, timeout_s)
+        self._processes = GradingProcesses(self._grader, processes, timeout_s, env)
         self._started: asyncio.Task[None] | None = None
         self._graded = self._failed = 0
         self._until_canaries = CANARIES_EVERY

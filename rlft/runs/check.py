@@ -98,7 +98,7 @@ async def check(config: RunConfig, plan: Plan) -> bool:
         say(f"not checked: {len(loaded.tasks) - len(right)} tasks without a right answer")
     drawn = right if plan.samples is None or plan.samples >= len(right) else rng.sample(right, plan.samples)
     cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng), plan.template)) for task in drawn]
-    worker = RewardWorker(pack(terms), config.reward_pool.processes, config.reward_pool.timeout_s)
+    worker = RewardWorker(pack(terms), config.reward_pool.processes, config.reward_pool.timeout_s, config.reward_pool.env)
     try:
         with Screen(plan.console, doing=note_doing).phase("check", tell=False) as phase:
             paid = await pay(worker, cards, lambda done: phase.count(done, len(cards), "tasks"))
@@ -126,7 +126,7 @@ def verdict(findings: Findings, strict: bool = False) -> list[str]:
     return [text for text, counts in told.items() if counts]
 
 
-async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: float, seed: int) -> str:
+async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: float, seed: int, env: Sequence[str] = ()) -> str:
     """What a reward pays for the gold answers of a few tasks and for wrong ones, in one line; "" where that cannot be told
     without models or services, or where tasks have no right answers."""
     golds = {task.id: gold for task in tasks[: FIRST_TASKS * AT_ONCE] if (gold := gold_text(task)) is not None}
@@ -136,7 +136,7 @@ async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: flo
     rng = random.Random(seed)
     drawn = rng.sample(right, min(FIRST_TASKS, len(right)))
     cards = [(task, probes(task, golds[task.id], _others(task, right, golds, rng))) for task in drawn]
-    worker = RewardWorker(grader, 1, timeout_s)
+    worker = RewardWorker(grader, 1, timeout_s, env)
 
     async def look() -> None:
         if late := (await worker.busy()).told():

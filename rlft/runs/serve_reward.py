@@ -7,7 +7,7 @@ import hmac
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ async def serve(
     timeout_s: float,
     max_bytes: int,
     ready: Callable[[str], None] = print,
+    env: Sequence[str] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM; `ready` is told the address once the rewards are loaded.
 
@@ -99,7 +100,7 @@ async def serve(
 
     from rlft.runs.connections import HEADER_S, Impatient
 
-    worker = RewardWorker(reward, processes, timeout_s)
+    worker = RewardWorker(reward, processes, timeout_s, env)
     try:
         await worker.start()
         app = make_app(worker, token, max_bytes)

@@ -222,7 +222,7 @@ class _Run:
     async def _try_reward(self, stage: Stage) -> None:
         """Say what the reward pays for a few right and wrong answers."""
         parts, pool = stage.parts, stage.config.reward_pool
-        if parts.grader.rules and (told := await first_look(parts.grader, parts.tasks, pool.timeout_s, stage.config.seed)):
+        if parts.grader.rules and (told := await first_look(parts.grader, parts.tasks, pool.timeout_s, stage.config.seed, pool.env)):
             self.tracker.say(told)
 
     def _measures_anew(self, stage: Stage, saved: Saved) -> bool:

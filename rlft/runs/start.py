@@ -220,7 +220,7 @@ def start_rollouts(
     pool, rollout = config.reward_pool, config.rollout
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # of a step that was interrupted
     slot = Slot(pool.cpus, pool.gpus)
-    rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s) for _ in range(pool.num_workers)]
+    rewards = [spawn(RewardWorker, slot, grader, pool.processes, pool.timeout_s, pool.env) for _ in range(pool.num_workers)]
     slot = Slot(rollout.cpus, rollout.gpus * rollout.tensor_parallel_size)
     judges = {
         model: [spawn(JudgeEngine, slot, absolute(model), judge_rollout(rollout, model, size), config.seed)]

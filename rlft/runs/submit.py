@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from rlft.config import RunConfig, load, local_file
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, visible
 from rlft.hub import looks_local
 from rlft.runs.joining import CONNECT_S, TOKEN_HINT, is_cluster
 from rlft.runs.stopping import note
@@ -77,9 +77,9 @@ def submit_job(run: str, address: str | None, job: Job) -> int:
         asyncio.run(_follow(client, name))
         status = client.get_job_info(name)
     except (OSError, RuntimeError, _http_error()) as error:  # a ConnectionError is an OSError
-        print(f"lost the connection to {address} ({error}); job {name} goes on without it: `{look}`", file=sys.stderr)
+        print(f"lost the connection to {address} ({visible(str(error))}); job {name} goes on without it: `{look}`", file=sys.stderr)
         return 1
-    print(f"job {name}: {status.status}" + (f": {status.message}" if status.status != "SUCCEEDED" else ""))
+    print(f"job {name}: {status.status}" + (f": {visible(status.message)}" if status.status != "SUCCEEDED" else ""))
     return 0 if status.status == "SUCCEEDED" else 1
 
 

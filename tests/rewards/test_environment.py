@@ -7,11 +7,12 @@ import sys
 import cloudpickle
 import pytest
 
+from rlft.actors.reward import RewardWorker
 from rlft.rewards.compose import compose, pack
 from rlft.rewards.environment import passed_on
 from rlft.rewards.grader import spoken
 from rlft.rewards.process import GradingProcesses, Request
-from rlft.types import Task
+from rlft.types import Group, Task
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # grading processes need not import this file
 SECRETS = [
@@ -78,3 +79,22 @@ def test_a_grading_process_sees_no_more(monkeypatch, env, names):
             await processes.close()
 
     assert asyncio.run(ask()) == [(0.0, names)]
+
+
+def keyed(task, trajectory):
+    return float(os.environ.get("MINE_API_KEY") == "sesame")
+
+
+@pytest.mark.parametrize(("env", "value"), [([], 0.0), (["MINE_API_KEY"], 1.0)])
+def test_a_reward_gets_a_variable_that_the_run_file_names_and_no_other(monkeypatch, env, value):
+    monkeypatch.setenv("MINE_API_KEY", "sesame")
+
+    async def graded():
+        worker = RewardWorker(keyed, 1, 10.0, env)
+        try:
+            (group,) = await worker.grade([Group("g", (spoken(Task("t", ()), ""),))])
+            return group.trajectories[0].parts["keyed"]
+        finally:
+            await worker.close()
+
+    assert asyncio.run(graded()) == value
