@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from rlft.errors import SandboxError
 from rlft.sandbox.programs import check_name, execute
-from rlft.sandbox.types import Execution, Limits
+from rlft.sandbox.types import RUNTIME, Execution, Limits
 
 LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {  # file that the code is saved as, and what runs it
     "bash": ("main.sh", ("bash", "main.sh")),
@@ -21,7 +21,7 @@ LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {  # file that the code is s
     "cpp": ("main.cpp", ("sh", "-c", "c++ -O1 -o main main.cpp && exec ./main")),
     "javascript": ("main.js", ("node", "--max-old-space-size=256", "main.js")),
     "perl": ("main.pl", ("perl", "main.pl")),
-    "python": ("main.py", ("python3", "-I", "main.py")),
+    "python": ("main.py", ("python3", "main.py")),
 }
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 NOBODY = 65533  # who root's programs run as: no account, no files
@@ -96,11 +96,12 @@ class Bubblewrap:
 
     def _command(self, limits: Limits, seccomp_fd: int, status_fd: int, options: Sequence[str]) -> list[str]:
         binds = [word for path in self._read_only for word in ("--ro-bind-try", path, path)]
+        env = {**RUNTIME, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": SCRATCH}
         cpu_s = math.ceil(limits.cpu_s)
         return [
             *("bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent"),
             *("--cap-drop", "ALL", "--clearenv"),
-            *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin", "--setenv", "HOME", SCRATCH, "--setenv", "LANG", "C.UTF-8"),
+            *(word for name, value in env.items() for word in ("--setenv", name, value)),
             *("--hostname", "sandbox", *binds, "--proc", "/proc", "--dev", "/dev"),
             *("--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
             *("--size", str(limits.disk_mb << 20), "--tmpfs", SCRATCH, *options, "--remount-ro", "/", "--chdir", SCRATCH),
