@@ -10,8 +10,9 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from rlft.errors import RewardError, SandboxError
-from rlft.rewards.code_asserts import Assertion, FunctionCall, Unconverted
+from rlft.rewards.code_asserts import UNDECIDED, Assertion, FunctionCall, Unconverted
 from rlft.rewards.code_cases import Case, Printed, Returned, read_cases
+from rlft.rewards.code_preamble import with_preamble
 from rlft.rewards.code_replay import replay
 from rlft.rewards.code_values import Comparison, same_output, same_value
 from rlft.rewards.extract import final
@@ -60,7 +61,8 @@ async def code_tests(
     test_s: float = 5.0,
     total_s: float = 30.0,
     max_memory_mb: int = 512,
-    in_sandbox_asserts: bool = False,
+    in_sandbox_asserts: bool = True,
+    preamble: Literal["functions", "all", "none"] = "functions",
     show_expected: bool = False,
     feedback_chars: int = 2000,
     sandbox: str = "local",
@@ -85,6 +87,10 @@ async def code_tests(
         max_memory_mb: of one test.
         in_sandbox_asserts: test code that is no plain assert on calls runs in a second sandbox, which holds the tests and gets
             the values of the calls; its verdict is marked as such. Without it such a task cannot be graded.
+        preamble: names that contest sites give without an import (`deque`, `heapq`, `inf`, `List`, ...) are imported where a
+            program uses them and does not define them: "functions", where the tests are calls of functions with arguments and
+            values, as the sites' are; "all", for asserts and for whole programs too; "none", and such a program fails as it
+            does under plain Python.
         show_expected: the feedback shows expected values too. They may then end up in prompts.
         feedback_chars: longest feedback.
         sandbox: "local", "A" or "B" (one tier of it), "http://host:port" (a server in SandboxFusion's format), or "unsafe".
@@ -96,6 +102,8 @@ async def code_tests(
     """
     if numeric not in ("exact", "tolerant"):
         raise RewardError(f"code_tests: numeric {numeric!r}; expected 'exact' or 'tolerant'")
+    if preamble not in ("functions", "all", "none"):
+        raise RewardError(f"code_tests: preamble {preamble!r}; expected 'functions', 'all' or 'none'")
     cases = read_cases(task, tests)[:max_tests]
     if any(isinstance(case, Unconverted) for case in cases) and not in_sandbox_asserts:
         raise RewardError(
@@ -105,6 +113,8 @@ async def code_tests(
     program = extract_program(final(trajectory))
     if objection := _unfit(program):
         return 0.0, objection
+    if preamble == "all" or (preamble == "functions" and any(isinstance(case, Returned) for case in cases)):
+        program = with_preamble(program, {case.function for case in cases if isinstance(case, Returned)})
     how = Comparison(tolerance if numeric == "tolerant" else None)
     limits = Limits(wall_s=test_s, cpu_s=test_s, memory_mb=max_memory_mb)
     grading = Grading(how, limits, total_s, in_sandbox_asserts, show_expected)
@@ -214,10 +224,19 @@ async def _next_outcomes(cases: Sequence[Case], program: str, backend: Backend, 
         alive = all(execution.status in ("ok", "error") for execution in own)
         if outcomes and (not alive or own[0].error.startswith("not called")):
             break  # the limits are those of one test, which gets a process to itself
-        outcomes.append(_judge_calls(case, own, grading.how))
+        outcomes.append(await _settled(_judge_calls(case, own, grading.how), case, program, backend, grading))
         if not alive:
             break
     return outcomes
+
+
+async def _settled(outcome: Outcome, case: Returned | Assertion, program: str, backend: Backend, grading: Grading) -> Outcome:
+    """An outcome that is not told outside of a sandbox, as the sandbox of the tests tells it."""
+    undecided = isinstance(case, Assertion) and outcome.problem.startswith(UNDECIDED)
+    if not undecided or not grading.in_sandbox_asserts or any(name[:1].isupper() for name in case.again.functions):
+        return outcome
+    problem, execution = await replay(case.again, program, backend, grading.limits, grading.total_s)
+    return replace(outcome, problem=problem, execution=replace(execution, wall_s=outcome.execution.wall_s + execution.wall_s))
 
 
 def _calls(case: Returned | Assertion) -> tuple[FunctionCall, ...]:
