@@ -33,7 +33,7 @@ DENIED = (
     "mount umount2 pivot_root chroot unshare setns open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr "
     "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register memfd_create memfd_secret "
     "keyctl add_key request_key open_by_handle_at name_to_handle_at fanotify_init fanotify_mark shmget msgget semget mq_open "
-    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog socket socketpair"
+    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog socket"
 )
 SHARED_ANONYMOUS = 0x21  # MAP_SHARED | MAP_ANONYMOUS: memory that the data limit does not count
 NEW_NAMESPACES = 0x7E020000
@@ -133,6 +133,10 @@ def _filter() -> bytes:
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, SHARED_ANONYMOUS, SHARED_ANONYMOUS))
     for bit in (1 << position for position in range(32) if NEW_NAMESPACES >> position & 1):
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, bit, bit))
+    # Pairs of connected streams, which asyncio needs one of, have no address.
+    rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "socketpair", pyseccomp.Arg(0, pyseccomp.NE, 1))
+    for kind in {*range(16)} - {1}:
+        rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "socketpair", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xF, kind))
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")  # its flags lie in memory, where no filter sees them
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
