@@ -87,10 +87,8 @@ async def code_tests(
         max_memory_mb: of one test.
         in_sandbox_asserts: test code that is no plain assert on calls runs in a second sandbox, which holds the tests and gets
             the values of the calls; its verdict is marked as such. Without it such a task cannot be graded.
-        preamble: names that contest sites give without an import (`deque`, `heapq`, `inf`, `List`, ...) are imported where a
-            program uses them and does not define them: "functions", where the tests are calls of functions with arguments and
-            values, as the sites' are; "all", for asserts and for whole programs too; "none", and such a program fails as it
-            does under plain Python.
+        preamble: whose missing imports of names that contest sites give (`deque`, `heapq`, `inf`, `List`, ...) are added: "functions"
+            that are called with arguments and return values, "all", for asserts and whole programs too, or "none".
         show_expected: the feedback shows expected values too. They may then end up in prompts.
         feedback_chars: longest feedback.
         sandbox: "local", "A" or "B" (one tier of it), "http://host:port" (a server in SandboxFusion's format), or "unsafe".
@@ -100,21 +98,18 @@ async def code_tests(
         TaskError: the tests cannot be read.
         RewardError: an option is wrong, or the sandbox cannot be had.
     """
-    if numeric not in ("exact", "tolerant"):
-        raise RewardError(f"code_tests: numeric {numeric!r}; expected 'exact' or 'tolerant'")
-    if preamble not in ("functions", "all", "none"):
-        raise RewardError(f"code_tests: preamble {preamble!r}; expected 'functions', 'all' or 'none'")
+    _check_choice("numeric", numeric, "exact", "tolerant")
+    _check_choice("preamble", preamble, "functions", "all", "none")
     cases = read_cases(task, tests)[:max_tests]
     if any(isinstance(case, Unconverted) for case in cases) and not in_sandbox_asserts:
-        raise RewardError(
-            f"code_tests: task {task.id!r} has test code that is no plain assert on calls; "
-            "in_sandbox_asserts = true runs it in a second sandbox"
-        )
+        why = "has test code that is no plain assert on calls; in_sandbox_asserts = true runs it in a second sandbox"
+        raise RewardError(f"code_tests: task {task.id!r} {why}")
     program = extract_program(final(trajectory))
     if objection := _unfit(program):
         return 0.0, objection
-    if preamble == "all" or (preamble == "functions" and any(isinstance(case, Returned) for case in cases)):
-        program = with_preamble(program, {case.function for case in cases if isinstance(case, Returned)})
+    functions = {case.function for case in cases if isinstance(case, Returned)}
+    if preamble == "all" or (preamble == "functions" and functions):
+        program = with_preamble(program, functions)
     how = Comparison(tolerance if numeric == "tolerant" else None)
     limits = Limits(wall_s=test_s, cpu_s=test_s, memory_mb=max_memory_mb)
     grading = Grading(how, limits, total_s, in_sandbox_asserts, show_expected)
@@ -125,6 +120,11 @@ async def code_tests(
         raise RewardError(f"code_tests: {error}") from error
     value = passed / len(cases) if partial else float(passed == len(cases))
     return value, said if len(said) <= feedback_chars else f"{said[: max(0, feedback_chars - 3)]}..."
+
+
+def _check_choice(name: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise RewardError(f"code_tests: {name} {value!r}; expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
 
 
 def extract_program(text: str) -> str:
@@ -232,8 +232,9 @@ async def _next_outcomes(cases: Sequence[Case], program: str, backend: Backend, 
 
 async def _settled(outcome: Outcome, case: Returned | Assertion, program: str, backend: Backend, grading: Grading) -> Outcome:
     """An outcome that is not told outside of a sandbox, as the sandbox of the tests tells it."""
-    undecided = isinstance(case, Assertion) and outcome.problem.startswith(UNDECIDED)
-    if not undecided or not grading.in_sandbox_asserts or any(name[:1].isupper() for name in case.again.functions):
+    if not (isinstance(case, Assertion) and outcome.problem.startswith(UNDECIDED) and grading.in_sandbox_asserts):
+        return outcome
+    if any(name[:1].isupper() for name in case.again.functions):  # methods: objects do not leave their sandbox
         return outcome
     problem, execution = await replay(case.again, program, backend, grading.limits, grading.total_s)
     return replace(outcome, problem=problem, execution=replace(execution, wall_s=outcome.execution.wall_s + execution.wall_s))

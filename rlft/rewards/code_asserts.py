@@ -134,7 +134,7 @@ def _convert(node: ast.Assert, imports: list[Any], function: str) -> Iterator[As
 
 
 def _unconverted(source: str, *functions: str) -> Unconverted:
-    """Names that are defined nowhere are tested functions, but for modules that were not imported; where the tested ones are given, helpers."""
+    """Names that are defined nowhere are tested functions, but for modules not imported; where the tested ones are given, helpers."""
     tree = ast.parse(source)
     modules = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     undefined = tuple(name for name in _undefined(tree) if name not in modules)
@@ -285,7 +285,8 @@ def _is_large(op: ast.operator, a: Any, b: Any) -> bool:
 
 def _called(name: str, functions: Mapping[str, Callable[..., Any]], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
     """A pure function's value. What Python writes out or reads only up to some number of digits is too large here."""
-    if functions is PURE and name == "round" and any(isinstance(value, int) and abs(value) > MAX_FORMAT for value in [*args[1:], *keywords.values()]):
+    digits = [value for value in [*args[1:], *keywords.values()] if name == "round" and isinstance(value, int)]
+    if functions is PURE and any(abs(value) > MAX_FORMAT for value in digits):
         raise _TooLarge
     try:
         return functions[name](*args, **keywords)

@@ -35,7 +35,9 @@ def with_preamble(program: str, given: Collection[str] = ()) -> str:
     if not lines:
         return program
     before = re.findall(r"[^\n]*\n|[^\n]+", program)
-    return "".join([*before[:after], "" if after == 0 or before[after - 1].endswith("\n") else "\n", f"{'; '.join(lines)}\n", *before[after:]])
+    return "".join(
+        [*before[:after], "" if after == 0 or before[after - 1].endswith("\n") else "\n", f"{'; '.join(lines)}\n", *before[after:]]
+    )
 
 
 def _imports(program: str, given: Collection[str]) -> list[str]:
@@ -55,7 +57,11 @@ def _import(name: str, attributes: Collection[str]) -> str:
     module = _known()[name]
     itself = name in MODULES.split() or name in ONLY_THEMSELVES.split()
     of_module = itself and attributes and all(hasattr(importlib.import_module(name), attribute) for attribute in attributes)
-    return f"import {name}" if of_module or module == name and not hasattr(importlib.import_module(name), name) else f"from {module} import {name}"
+    return (
+        f"import {name}"
+        if of_module or module == name and not hasattr(importlib.import_module(name), name)
+        else f"from {module} import {name}"
+    )
 
 
 @functools.cache
@@ -96,7 +102,9 @@ def _head(program: str) -> int:
     """Lines of a docstring and of future statements, before which nothing may stand."""
     after = 0
     for number, node in enumerate(ast.parse(program).body):
-        docstring = number == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        docstring = (
+            number == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        )
         if not docstring and not (isinstance(node, ast.ImportFrom) and node.module == "__future__"):
             break
         after = node.end_lineno or 0

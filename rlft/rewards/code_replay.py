@@ -142,8 +142,8 @@ async def replay(case: Unconverted, program: str, backend: Backend, limits: Limi
             raise TaskError(f"code_tests: the test code makes more than {MAX_CALLS} calls")
         calls = await backend.call(program, asked, limits=limits)
         spent += sum(call.wall_s for call in calls)
-        if missing := next((q[0] for q, call in zip(asked, calls, strict=True) if q[0] in case.lacks and "defines no" in call.error), ""):
-            raise TaskError(f"code_tests: the test code is broken: NameError: {missing!r} is defined neither by the task nor by the program")
+        if missing := [q[0] for q, call in zip(asked, calls, strict=True) if q[0] in case.lacks and "defines no" in call.error]:
+            raise TaskError(f"code_tests: the test code is broken: {missing[0]!r} is defined neither by the task nor by the program")
         first = calls[0]
         if first.status not in ("ok", "error"):
             text = f"{LABEL}: {asked[0][0]} ended with {first.status}: {first.error}"

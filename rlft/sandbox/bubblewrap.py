@@ -33,7 +33,8 @@ DENIED = (
     "mount umount2 pivot_root chroot unshare setns open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr "
     "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register memfd_create memfd_secret "
     "keyctl add_key request_key open_by_handle_at name_to_handle_at fanotify_init fanotify_mark shmget msgget semget mq_open "
-    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog socket"
+    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog "
+    "socket connect bind listen"
 )
 SHARED_ANONYMOUS = 0x21  # MAP_SHARED | MAP_ANONYMOUS: memory that the data limit does not count
 NEW_NAMESPACES = 0x7E020000

@@ -49,7 +49,9 @@ WITH_OWN_PIDS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open 
 # Landlock does not govern these. In tier A a program has only its scratch folder to use them on; elsewhere they would
 # reach every file of the user.
 WITH_OWN_ROOT = "truncate chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat"
-LOCKS = (5, 6, 7, 36, 37, 38)  # fcntl's, which SQLite needs: for files that may be written. Any file can be locked with flock.
+# Locks of records (F_GETLK, F_SETLK, F_SETLKW), which SQLite needs where a program has a folder to write to. A file that can only be
+# read takes no more than a shared one of these, but an exclusive flock, which others on this machine would see: that is refused.
+LOCKS = (5, 6, 7)
 OWN_PID = 0x7EADBEEF  # stands in the program for the process id, which `for_process` puts in
 
 # Values of one argument: (call, its position, values).

@@ -264,10 +264,9 @@ class Server:
 
 def _receive(connection: socket.socket, size: int, num_fds: int) -> tuple[bytes, list[int]]:
     """A message and its descriptors; b"" at the end, also where the other side went without reading all it was told."""
-    try:
+    message, fds = b"", []
+    with contextlib.suppress(ConnectionResetError):
         message, fds, _, _ = socket.recv_fds(connection, size, num_fds, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:
-        return b"", []
     return message, fds
 
 

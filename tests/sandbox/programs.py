@@ -19,9 +19,17 @@ RIGHT = {
     "os._exit": ("import os\nprint(1, flush=True)\nos._exit(0)", "", "1\n"),
     "exit() is caught": ("try:\n    exit(3)\nexcept SystemExit as error:\n    print(error.code)", "", "3\n"),
     "main guard": ("def main():\n    print(1)\nif __name__ == '__main__':\n    main()", "", "1\n"),
-    "its names": ("import sys\nprint(__name__, sys.argv == ['main.py'] or sys.argv, sys.stdin.name, sys.stdout.mode)", "", "__main__ True <stdin> w\n"),
+    "its names": (
+        "import sys\nprint(__name__, sys.argv == ['main.py'] or sys.argv, sys.stdin.name, sys.stdout.mode)",
+        "",
+        "__main__ True <stdin> w\n",
+    ),
     "depth just within the limit": ("def f(n):\n    return n and 1 + f(n - 1)\nprint(f(998))", "", "998\n"),
-    "depth found by trial": ("def f(n):\n    try:\n        return f(n + 1)\n    except RecursionError:\n        return n\nprint(f(1))", "", "999\n"),
+    "depth found by trial": (
+        "def f(n):\n    try:\n        return f(n + 1)\n    except RecursionError:\n        return n\nprint(f(1))",
+        "",
+        "999\n",
+    ),
     "raised limit": ("import sys\nsys.setrecursionlimit(10**6)\ndef f(n):\n    return n and 1 + f(n - 1)\nprint(f(50_000))", "", "50000\n"),
     "recursion in a thread": (
         "import sys, threading\nsys.setrecursionlimit(10**6)\nthreading.stack_size(1 << 28)\ndef f(n):\n    return n and 1 + f(n - 1)\n"
@@ -51,12 +59,18 @@ RIGHT = {
     "atexit that fails": ("import atexit\natexit.register(lambda: 1 / 0)\nprint('start')", "", "start\n"),
     "an unclosed file on stdout": ("out = open(1, 'w')\nfor n in range(3):\n    out.write(f'{n}\\n')", "", "0\n1\n2\n"),
     "a stream of its own": (
-        "import io, os, sys\nclass Fast(io.IOBase):\n    def __init__(self):\n        self.parts = []\n        self.write = self.parts.append\n"
-        "    def flush(self):\n        os.write(1, ''.join(self.parts).encode())\n        self.parts.clear()\nsys.stdout = Fast()\nprint(5)",
+        "import io, os, sys\nclass Fast(io.IOBase):\n"
+        "    def __init__(self):\n        self.parts = []\n        self.write = self.parts.append\n"
+        "    def flush(self):\n        os.write(1, ''.join(self.parts).encode())\n        self.parts.clear()\n"
+        "sys.stdout = Fast()\nprint(5)",
         "",
         "5\n",
     ),
-    "a destructor": ("class A:\n    def __del__(self):\n        print('gone')\na = A()\na.itself = a\ndef f():\n    return a", "", "gone\n"),
+    "a destructor": (
+        "class A:\n    def __del__(self):\n        print('gone')\na = A()\na.itself = a\ndef f():\n    return a",
+        "",
+        "gone\n",
+    ),
     "byte order mark": ("\ufeffprint(1)", "", "1\n"),
     "carriage returns stay": ("import sys\nprint(ascii(sys.stdin.readline()))", "a\r\n", "'a\\r\\n'\n"),
     "dataclass with string annotations": (
@@ -96,7 +110,8 @@ WRONG = {
 WRITES = {  # needs a folder that can be written to
     "a file of its own": ("with open('x.txt', 'w') as f:\n    f.write('7')\nprint(open('x.txt').read())", "", "7\n"),
     "a database": (
-        "import sqlite3\nwith sqlite3.connect('x.db') as db:\n    db.execute('create table t (x)')\n    db.execute('insert into t values (7)')\n"
+        "import sqlite3\n"
+        "with sqlite3.connect('x.db') as db:\n    db.execute('create table t (x)')\n    db.execute('insert into t values (7)')\n"
         "print(db.execute('select * from t').fetchone()[0])",
         "",
         "7\n",
