@@ -22,6 +22,7 @@ from rlft.sandbox.types import Execution, Limits
 from rlft.types import Task, Trajectory
 
 MAX_CODE = 2**18  # characters of a program that is still run
+NEEDS_A_SECOND = "has test code that is no plain assert on calls; in_sandbox_asserts = true runs it in a second sandbox"
 SHOWN = 300  # characters of an input or a value in the feedback
 _opened: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, bool], asyncio.Task[Backend]]] = WeakKeyDictionary()
 
@@ -102,14 +103,12 @@ async def code_tests(
     _check_choice("preamble", preamble, "functions", "all", "none")
     cases = read_cases(task, tests)[:max_tests]
     if any(isinstance(case, Unconverted) for case in cases) and not in_sandbox_asserts:
-        why = "has test code that is no plain assert on calls; in_sandbox_asserts = true runs it in a second sandbox"
-        raise RewardError(f"code_tests: task {task.id!r} {why}")
+        raise RewardError(f"code_tests: task {task.id!r} {NEEDS_A_SECOND}")
     program = extract_program(final(trajectory))
     if objection := _unfit(program):
         return 0.0, objection
-    functions = {case.function for case in cases if isinstance(case, Returned)}
-    if preamble == "all" or (preamble == "functions" and functions):
-        program = with_preamble(program, functions)
+    called = {case.function for case in cases if isinstance(case, Returned)}
+    program = with_preamble(program, called) if preamble == "all" or (preamble == "functions" and called) else program
     how = Comparison(tolerance if numeric == "tolerant" else None)
     limits = Limits(wall_s=test_s, cpu_s=test_s, memory_mb=max_memory_mb)
     grading = Grading(how, limits, total_s, in_sandbox_asserts, show_expected)
