@@ -10,8 +10,9 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from rlft.errors import RewardError, SandboxError
-from rlft.rewards.code_asserts import Assertion, FunctionCall, Unconverted
+from rlft.rewards.code_asserts import UNDECIDED, Assertion, FunctionCall, Unconverted
 from rlft.rewards.code_cases import Case, Printed, Returned, read_cases
+from rlft.rewards.code_preamble import with_preamble
 from rlft.rewards.code_replay import replay
 from rlft.rewards.code_values import Comparison, same_output, same_value
 from rlft.rewards.extract import blocks, final
@@ -21,6 +22,7 @@ from rlft.sandbox.types import Execution, Limits
 from rlft.types import Task, Trajectory
 
 MAX_CODE = 2**18  # characters of a program that is still run
+NEEDS_A_SECOND = "has test code that is no plain assert on calls; in_sandbox_asserts = true runs it in a second sandbox"
 SHOWN = 300  # characters of an input or a value in the feedback
 _opened: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, bool], asyncio.Task[Backend]]] = WeakKeyDictionary()
 
@@ -60,7 +62,8 @@ async def code_tests(
     test_s: float = 5.0,
     total_s: float = 30.0,
     max_memory_mb: int = 512,
-    in_sandbox_asserts: bool = False,
+    in_sandbox_asserts: bool = True,
+    preamble: Literal["functions", "all", "none"] = "functions",
     show_expected: bool = False,
     feedback_chars: int = 2000,
     sandbox: str = "local",
@@ -85,6 +88,8 @@ async def code_tests(
         max_memory_mb: of one test.
         in_sandbox_asserts: test code that is no plain assert on calls runs in a second sandbox, which holds the tests and gets
             the values of the calls; its verdict is marked as such. Without it such a task cannot be graded.
+        preamble: whose missing imports of names that contest sites give (`deque`, `heapq`, `inf`, `List`, ...) are added: "functions"
+            that are called with arguments and return values, "all", for asserts and whole programs too, or "none".
         show_expected: the feedback shows expected values too. They may then end up in prompts.
         feedback_chars: longest feedback.
         sandbox: "local", "A" or "B" (one tier of it), "http://host:port" (a server in SandboxFusion's format), or "unsafe".
@@ -94,17 +99,16 @@ async def code_tests(
         TaskError: the tests cannot be read.
         RewardError: an option is wrong, or the sandbox cannot be had.
     """
-    if numeric not in ("exact", "tolerant"):
-        raise RewardError(f"code_tests: numeric {numeric!r}; expected 'exact' or 'tolerant'")
+    _check_choice("numeric", numeric, "exact", "tolerant")
+    _check_choice("preamble", preamble, "functions", "all", "none")
     cases = read_cases(task, tests)[:max_tests]
     if any(isinstance(case, Unconverted) for case in cases) and not in_sandbox_asserts:
-        raise RewardError(
-            f"code_tests: task {task.id!r} has test code that is no plain assert on calls; "
-            "in_sandbox_asserts = true runs it in a second sandbox"
-        )
+        raise RewardError(f"code_tests: task {task.id!r} {NEEDS_A_SECOND}")
     program = extract_program(final(trajectory))
     if objection := _unfit(program):
         return 0.0, objection
+    called = {case.function for case in cases if isinstance(case, Returned)}
+    program = with_preamble(program, called) if preamble == "all" or (preamble == "functions" and called) else program
     how = Comparison(tolerance if numeric == "tolerant" else None)
     limits = Limits(wall_s=test_s, cpu_s=test_s, memory_mb=max_memory_mb)
     grading = Grading(how, limits, total_s, in_sandbox_asserts, show_expected)
@@ -115,6 +119,11 @@ async def code_tests(
         raise RewardError(f"code_tests: {error}") from error
     value = passed / len(cases) if partial else float(passed == len(cases))
     return value, said if len(said) <= feedback_chars else f"{said[: max(0, feedback_chars - 3)]}..."
+
+
+def _check_choice(name: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise RewardError(f"code_tests: {name} {value!r}; expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}")
 
 
 def extract_program(text: str) -> str:
@@ -200,10 +209,20 @@ async def _next_outcomes(cases: Sequence[Case], program: str, backend: Backend, 
         alive = all(execution.status in ("ok", "error") for execution in own)
         if outcomes and (not alive or own[0].error.startswith("not called")):
             break  # the limits are those of one test, which gets a process to itself
-        outcomes.append(_judge_calls(case, own, grading.how))
+        outcomes.append(await _settled(_judge_calls(case, own, grading.how), case, program, backend, grading))
         if not alive:
             break
     return outcomes
+
+
+async def _settled(outcome: Outcome, case: Returned | Assertion, program: str, backend: Backend, grading: Grading) -> Outcome:
+    """An outcome that is not told outside of a sandbox, as the sandbox of the tests tells it."""
+    if not (isinstance(case, Assertion) and outcome.problem.startswith(UNDECIDED) and grading.in_sandbox_asserts):
+        return outcome
+    if any(name[:1].isupper() for name in case.again.functions):  # methods: objects do not leave their sandbox
+        return outcome
+    problem, execution = await replay(case.again, program, backend, grading.limits, grading.total_s)
+    return replace(outcome, problem=problem, execution=replace(execution, wall_s=outcome.execution.wall_s + execution.wall_s))
 
 
 def _calls(case: Returned | Assertion) -> tuple[FunctionCall, ...]:

@@ -1,7 +1,8 @@
 """Asserts taken apart: calls that run in the sandbox, and what is asserted of their values, which is evaluated outside of it.
 
 `assert f([1]) == 2` becomes the call f([1]) and a comparison with 2. The few operations that may stand around a
-call (`abs(f(1) - 0.5) < 1e-6`, `sorted(f(x)) == [1]`, `not f(x)`, `f(x)[0]`) work on plain data. Anything more is not converted.
+call (`abs(f(1) - 0.5) < 1e-6`, `sorted(f(x)) == [1]`, `not f(x)`, `f(x)[0]`, `"%s" % f(x)`) work on plain data. Anything more is
+not converted, and a value that would take long to compute with is left to a sandbox as well.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import builtins
 import math
 import operator
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +35,19 @@ ARITHMETIC = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+MAX_ITEMS = 1 << 20  # of a text or list that is repeated, outside of the sandbox
+MAX_BITS = 1 << 16  # of an int that is multiplied or divided
+MAX_FORMAT = 4096  # characters of the left side of %
+UNDECIDED = "its value is larger than is computed with outside of the sandbox"
 UNARY = {ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 
 class CannotConvert(ValueError):
     """The expression has more in it than is evaluated outside of the sandbox."""
+
+
+class _TooLarge(Exception):
+    """What the tested code returned makes an operation long, or its result large."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +57,28 @@ class Assertion:
     source: str
     calls: tuple[FunctionCall, ...]
     test: ast.expr
+    again: Unconverted  # the same as test code, for what is not decided here
 
     def objection(self, values: Sequence[Any], how: Comparison) -> str:
-        """Why the assert does not hold for what its calls returned (plain data); "" if it holds."""
+        """Why the assert does not hold for what its calls returned (plain data); "" if it holds, UNDECIDED if that is not told here."""
         try:
             return "" if _evaluate(self.test, values, how) else "the assertion is false"
+        except _TooLarge:
+            return UNDECIDED
         except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError) as error:
             return f"the value cannot be used as the assertion uses it ({type(error).__name__})"
 
 
 @dataclass(frozen=True)
 class Unconverted:
-    """Test code that is no such assert. `functions`: names in it that the tested code has to define."""
+    """Test code that is no such assert.
+
+    `functions`: names in it that the tested code has to define. `lacks`: other names in it that it does not define itself.
+    """
 
     source: str
     functions: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
 
 
 def read_asserts(texts: Sequence[str], function: str = "") -> Iterator[Assertion | Unconverted]:
@@ -83,7 +100,7 @@ def read_asserts(texts: Sequence[str], function: str = "") -> Iterator[Assertion
             continue
         asserts = [node for node in body if isinstance(node, ast.Assert)]
         if len(asserts) + len(imports) < len(body):
-            yield Unconverted(text, _undefined(ast.parse(text)))
+            yield _unconverted(text)
             continue
         for node in asserts:
             yield from _convert(node, imports, function)
@@ -93,11 +110,11 @@ def _check_function(text: str, check: ast.FunctionDef, imports: list[Any], funct
     if not function or len(check.args.args) != 1:
         raise ValueError("check(candidate): which function is tested stands neither in meta['entry_point'] nor in a last line check(name)")
     parameter = check.args.args[0].arg
-    body = [node for node in check.body if not (isinstance(node, ast.Pass) or _is_docstring(node))]
+    body = [node for node in check.body if not (isinstance(node, ast.Pass) or _has_no_effect(node))]
     asserts = [node for node in body if isinstance(node, ast.Assert)]
     if len(asserts) < len(body):
         called = [node for node in ast.parse(text).body if not _is_call_of_check(node)]
-        yield Unconverted(f"{_unparse(called)}\ncheck({function})", (function,))
+        yield _unconverted(f"{_unparse(called)}\ncheck({function})", function)
         return
     for node in asserts:
         yield from _convert(_Rename(parameter, function).visit(node), imports, function)
@@ -105,13 +122,25 @@ def _check_function(text: str, check: ast.FunctionDef, imports: list[Any], funct
 
 def _convert(node: ast.Assert, imports: list[Any], function: str) -> Iterator[Assertion | Unconverted]:
     calls: list[FunctionCall] = []
+    tested = _tested(node.test, function)
+    again = _unconverted(_unparse([*imports, node]), *tested)
     try:
-        test = _lift(node.test, _tested(node.test, function), calls)
+        test = _lift(node.test, tested, calls)
     except CannotConvert:
-        yield Unconverted(_unparse([*imports, node]), _undefined(ast.Module([*imports, node], [])))
+        yield again
     else:
         if calls:
-            yield Assertion(ast.unparse(node), tuple(calls), test)
+            yield Assertion(ast.unparse(node), tuple(calls), test, again)
+
+
+def _unconverted(source: str, *functions: str) -> Unconverted:
+    """Names that are defined nowhere are tested functions, but for modules not imported; where the tested ones are given, helpers."""
+    tree = ast.parse(source)
+    modules = {node.value.id for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    undefined = tuple(name for name in _undefined(tree) if name not in modules)
+    if not functions:
+        return Unconverted(source, undefined)
+    return Unconverted(source, tuple(sorted(functions)), tuple(name for name in undefined if name not in functions))
 
 
 def _tested(test: ast.expr, function: str) -> frozenset[str]:
@@ -215,7 +244,7 @@ def _evaluate(node: ast.expr, values: Sequence[Any], how: Comparison, functions:
             return all(_compare(op, a, b, how) for op, a, b in zip(node.ops, operands, operands[1:], strict=False))
         case ast.Call() if (name := _dotted(node.func)) in functions and all(keyword.arg for keyword in node.keywords):
             keywords = {str(keyword.arg): value_of(keyword.value) for keyword in node.keywords}
-            return functions[name](*[value_of(value) for value in node.args], **keywords)
+            return _called(name, functions, [value_of(value) for value in node.args], keywords)
         case ast.Attribute() if (name := _dotted(node)) in CONSTANTS:
             return CONSTANTS[name]
     raise CannotConvert(ast.unparse(node))
@@ -233,9 +262,38 @@ def _compare(op: ast.cmpop, a: Any, b: Any, how: Comparison) -> bool:
 
 
 def _arithmetic(op: ast.operator, a: Any, b: Any, of_found_values: bool) -> Any:
-    if of_found_values and isinstance(op, (ast.Mult, ast.Mod)) and not (isinstance(a, (int, float)) and isinstance(b, (int, float))):
-        raise CannotConvert("a text or list repeated as often as the tested code says")
-    return ARITHMETIC[type(op)](a, b)
+    if of_found_values and _is_large(op, a, b):
+        raise _TooLarge
+    try:
+        return ARITHMETIC[type(op)](a, b)
+    except ValueError as error:
+        if of_found_values and isinstance(op, ast.Mod):  # digits beyond what is written out
+            raise _TooLarge from error
+        raise
+
+
+def _is_large(op: ast.operator, a: Any, b: Any) -> bool:
+    """Whether the result, or the way to it, may be large: the operands are of no more than a value's size each."""
+    if isinstance(op, ast.Mult) and isinstance(a, (str, list, tuple)) + isinstance(b, (str, list, tuple)) == 1:
+        items, times = (len(a), b) if isinstance(a, (str, list, tuple)) else (len(b), a)
+        return isinstance(times, int) and items * times > MAX_ITEMS
+    if isinstance(op, ast.Mod) and isinstance(a, str):
+        return len(a) > MAX_FORMAT or re.search(r"\*|\d{4}", a) is not None
+    numbers = [value for value in (a, b) if isinstance(value, int)]
+    return not isinstance(op, (ast.Add, ast.Sub)) and any(value.bit_length() > MAX_BITS for value in numbers)
+
+
+def _called(name: str, functions: Mapping[str, Callable[..., Any]], args: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
+    """A pure function's value. What Python writes out or reads only up to some number of digits is too large here."""
+    digits = [value for value in [*args[1:], *keywords.values()] if name == "round" and isinstance(value, int)]
+    if functions is PURE and any(abs(value) > MAX_FORMAT for value in digits):
+        raise _TooLarge
+    try:
+        return functions[name](*args, **keywords)
+    except ValueError as error:
+        if functions is PURE and name in ("str", "int"):
+            raise _TooLarge from error
+        raise
 
 
 def _dotted(node: ast.expr) -> str:
@@ -268,8 +326,9 @@ def _is_call_of_check(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _dotted(node.value.func) == "check" and bool(node.value.args)
 
 
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def _has_no_effect(node: ast.stmt) -> bool:
+    """A docstring, or a bare name, as in HumanEval/129."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, (ast.Constant, ast.Name))
 
 
 def _unparse(nodes: Sequence[ast.stmt]) -> str:

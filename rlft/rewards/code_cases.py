@@ -18,6 +18,7 @@ from typing import Any
 
 from rlft.errors import TaskError
 from rlft.rewards.code_asserts import Assertion, Unconverted, read_asserts
+from rlft.rewards.code_helpers import with_helpers
 from rlft.types import Task
 
 NAMES = ("fn_name", "func_name", "entry_point")  # where data sets write the name of the function to call
@@ -65,6 +66,8 @@ def read_cases(task: Task, tests: str = "") -> list[Case]:
         raise TaskError(f"code_tests: {where} of task {task.id!r} holds no tests that can be read: {error}") from error
     if not cases:
         raise TaskError(f"code_tests: {where} of task {task.id!r} holds no tests")
+    if any(isinstance(case, (Assertion, Unconverted)) for case in cases):
+        return list(with_helpers(task, cases, _function(task.meta)))  # type: ignore[arg-type]
     return cases
 
 

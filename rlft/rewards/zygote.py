@@ -46,7 +46,8 @@ def main(control_fd: int, parent: int) -> None:
     children: set[int] = set()
     try:
         control.send(b'{"ready": true}')
-        _obey(control, grader, children)
+        with contextlib.suppress(ConnectionError):  # the other end may go without reading all it was told
+            _obey(control, grader, children)
     finally:
         for pid in children:
             _end(pid)
@@ -84,7 +85,8 @@ def _fork(control: socket.socket, connection: socket.socket, grader: list[Term])
         _die_with(zygote, signal.SIGKILL)
         with contextlib.suppress(OSError):  # short of memory, the kernel takes this process first
             Path("/proc/self/oom_score_adj").write_text("1000")
-        serve(connection, grader)
+        with contextlib.suppress(ConnectionError):  # the caller has gone: rewards' own errors are answers
+            serve(connection, grader)
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 from rlft.errors import SandboxError
 from rlft.sandbox.programs import check_name, execute
-from rlft.sandbox.types import Execution, Limits
+from rlft.sandbox.types import RUNTIME, Execution, Limits
 
 LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {  # file that the code is saved as, and what runs it
     "bash": ("main.sh", ("bash", "main.sh")),
@@ -21,7 +21,7 @@ LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {  # file that the code is s
     "cpp": ("main.cpp", ("sh", "-c", "c++ -O1 -o main main.cpp && exec ./main")),
     "javascript": ("main.js", ("node", "--max-old-space-size=256", "main.js")),
     "perl": ("main.pl", ("perl", "main.pl")),
-    "python": ("main.py", ("python3", "-I", "main.py")),
+    "python": ("main.py", ("python3", "main.py")),
 }
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", "/etc/ld.so.cache")
 NOBODY = 65533  # who root's programs run as: no account, no files
@@ -33,7 +33,8 @@ DENIED = (
     "mount umount2 pivot_root chroot unshare setns open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr "
     "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register memfd_create memfd_secret "
     "keyctl add_key request_key open_by_handle_at name_to_handle_at fanotify_init fanotify_mark shmget msgget semget mq_open "
-    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog socket socketpair"
+    "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl syslog "
+    "socket connect bind listen"
 )
 SHARED_ANONYMOUS = 0x21  # MAP_SHARED | MAP_ANONYMOUS: memory that the data limit does not count
 NEW_NAMESPACES = 0x7E020000
@@ -96,11 +97,12 @@ class Bubblewrap:
 
     def _command(self, limits: Limits, seccomp_fd: int, status_fd: int, options: Sequence[str]) -> list[str]:
         binds = [word for path in self._read_only for word in ("--ro-bind-try", path, path)]
+        env = {**RUNTIME, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": SCRATCH}
         cpu_s = math.ceil(limits.cpu_s)
         return [
             *("bwrap", "--unshare-all", "--unshare-user", "--disable-userns", "--new-session", "--die-with-parent"),
             *("--cap-drop", "ALL", "--clearenv"),
-            *("--setenv", "PATH", "/usr/local/bin:/usr/bin:/bin", "--setenv", "HOME", SCRATCH, "--setenv", "LANG", "C.UTF-8"),
+            *(word for name, value in env.items() for word in ("--setenv", name, value)),
             *("--hostname", "sandbox", *binds, "--proc", "/proc", "--dev", "/dev"),
             *("--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
             *("--size", str(limits.disk_mb << 20), "--tmpfs", SCRATCH, *options, "--remount-ro", "/", "--chdir", SCRATCH),
@@ -132,6 +134,10 @@ def _filter() -> bytes:
     rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, SHARED_ANONYMOUS, SHARED_ANONYMOUS))
     for bit in (1 << position for position in range(32) if NEW_NAMESPACES >> position & 1):
         rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, bit, bit))
+    # Pairs of connected streams, which asyncio needs one of, have no address.
+    rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "socketpair", pyseccomp.Arg(0, pyseccomp.NE, 1))
+    for kind in {*range(16)} - {1}:
+        rules.add_rule(pyseccomp.ERRNO(errno.EPERM), "socketpair", pyseccomp.Arg(1, pyseccomp.MASKED_EQ, 0xF, kind))
     rules.add_rule(pyseccomp.ERRNO(errno.ENOSYS), "clone3")  # its flags lie in memory, where no filter sees them
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)

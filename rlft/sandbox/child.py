@@ -12,9 +12,9 @@ import sys
 from dataclasses import dataclass
 
 from rlft.sandbox import filter as seccomp
-from rlft.sandbox import kernel, landlock, program, wire
+from rlft.sandbox import interpreter, kernel, landlock, program, wire
 from rlft.sandbox.namespaces import INSIDE, SCRATCH, Place, mount_scratch
-from rlft.sandbox.types import Limits, Tier
+from rlft.sandbox.types import Limits, Tier, room_for_stacks
 
 CONTROL, GO = 3, 4
 MIB = 1 << 20
@@ -131,9 +131,7 @@ def _open_standard_streams(stdin: str) -> None:
         fd = os.open(os.devnull, os.O_RDONLY)
     os.dup2(fd, 0)
     os.close(fd)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)  # noqa: SIM115
+    interpreter.open_streams()
 
 
 def _apply_landlock(confinement: Confinement, scratch: int) -> None:
@@ -167,8 +165,9 @@ def memory_limit(confinement: Confinement, limits: Limits) -> int:
 
 def _set_rlimits(confinement: Confinement, order: Order) -> None:
     limits = order.limits
+    stacks = room_for_stacks(limits) * MIB if confinement.has_groups else 0
     both = {
-        resource.RLIMIT_AS: confinement.base_bytes + memory_limit(confinement, limits),
+        resource.RLIMIT_AS: confinement.base_bytes + memory_limit(confinement, limits) + stacks,
         resource.RLIMIT_FSIZE: limits.disk_mb * MIB,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,

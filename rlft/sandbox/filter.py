@@ -14,7 +14,7 @@ from rlft.sandbox.types import Tier
 ALLOWED = """\
 read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 open openat close close_range lseek
 fstat stat lstat newfstatat statx statfs fstatfs access faccessat faccessat2 getdents getdents64 getcwd chdir fchdir
-readlink readlinkat creat umask fsync fdatasync fadvise64 readahead flock copy_file_range sendfile splice tee
+readlink readlinkat creat umask fsync fdatasync fadvise64 readahead copy_file_range sendfile splice tee
 mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink symlinkat ftruncate fallocate
 mmap munmap mprotect mremap madvise brk msync mincore membarrier
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigsuspend rt_sigtimedwait sigaltstack restart_syscall pause
@@ -49,12 +49,15 @@ WITH_OWN_PIDS = "kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open 
 # Landlock does not govern these. In tier A a program has only its scratch folder to use them on; elsewhere they would
 # reach every file of the user.
 WITH_OWN_ROOT = "truncate chmod fchmod fchmodat fchmodat2 utime utimes utimensat futimesat"
+# Locks of records (F_GETLK, F_SETLK, F_SETLKW), which SQLite needs where a program has a folder to write to. A file that can only be
+# read takes no more than a shared one of these, but an exclusive flock, which others on this machine would see: that is refused.
+LOCKS = (5, 6, 7)
 OWN_PID = 0x7EADBEEF  # stands in the program for the process id, which `for_process` puts in
 
 # Values of one argument: (call, its position, values).
 COMMANDS = [
     ("ioctl", 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
-    ("fcntl", 1, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)),  # not SETOWN, SETSIG: they send signals
+    ("fcntl", 1, (0, 1, 2, 3, 4, 1030, 1032)),  # not SETOWN, SETSIG: they send signals
     ("prctl", 0, (3, 15, 16, 21, 23, 39, 0x53564D41)),  # names, and reading what holds
 ]
 WORD = 0xFFFFFFFF
@@ -98,6 +101,8 @@ def build(tier: Tier, ask: bool) -> bytes:
     for name, position, values in COMMANDS:
         for value in values:
             rules.add_rule(sc.ALLOW, name, sc.Arg(position, sc.MASKED_EQ, WORD, value))
+    for command in LOCKS if tier == "A" else ():
+        rules.add_rule(sc.ALLOW, "fcntl", sc.Arg(1, sc.MASKED_EQ, WORD, command))
     start = sc.NOTIFY if ask else sc.ALLOW
     for name in ("fork", "vfork"):
         if sc.resolve_syscall(sc.Arch.NATIVE, name) >= 0:

@@ -24,7 +24,7 @@ from rlft.errors import SandboxError
 from rlft.sandbox import filter as seccomp
 from rlft.sandbox import wire
 from rlft.sandbox.namespaces import SCRATCH
-from rlft.sandbox.types import Limits, Tier
+from rlft.sandbox.types import RUNTIME, Limits, Tier
 
 START_S = 30.0
 SECOND_DEADLINE_S = 1.0  # after the server should have ended a job
@@ -236,12 +236,10 @@ class ForkServer:
             "left_out": os.environ.get(LEFT_OUT, ""),
         }
         env = {
-            "PYTHONHASHSEED": "0",
             "PYTHONPATH": ":".join(site),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUTF8": "1",
-            "LANG": "C.UTF-8",
-            "TZ": "UTC",
+            **RUNTIME,
             "HOME": SCRATCH,
             "TMPDIR": SCRATCH,
             "PATH": os.path.dirname(python),

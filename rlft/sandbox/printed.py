@@ -13,14 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlft.sandbox import values
+from rlft.sandbox import calling, values
 from rlft.sandbox.types import Execution
 
 MARK = "\x02rlft "  # begins a line that is a value
 PROGRAM = """
 import json, os, sys, types
-values = types.ModuleType("values")
+values, calling, solution = map(types.ModuleType, ("values", "calling", "solution"))
 exec({values!r}, values.__dict__)
+exec({calling!r}, calling.__dict__)
+sys.modules["solution"] = solution
 write = os.write
 
 def say(*words):
@@ -29,19 +31,14 @@ def say(*words):
     while data:
         data = data[write(1, data):]
 
-def find(scope, name):
-    first, _, method = name.partition(".")
-    if first not in scope:
-        raise NameError(f"name {{first!r}} is not defined")
-    return getattr(scope[first](), method) if method else scope[first]
-
-def main(dumps=values.dumps, loads=values.loads, calls={calls!r}, code={code!r}):
-    scope = {{"__name__": "solution"}}
-    exec(compile(code, "solution.py", "exec"), scope)
+def main(dumps=values.dumps, loads=values.loads, find=calling.resolve, scope=solution.__dict__, calls={calls!r}, code={code!r}):
+    sys.setrecursionlimit(sys.getrecursionlimit() + 3)
+    scope["__builtins__"] = __builtins__
+    exec(compile(code.encode("utf-8", "surrogatepass"), "main.py", "exec", dont_inherit=True), scope)
     for number, (name, args, kwargs) in enumerate(loads(calls)):
         try:
             say(number, True, dumps(find(scope, name)(*args, **kwargs)))
-        except Exception as error:
+        except BaseException as error:
             say(number, False, f"{{type(error).__name__}}: {{error}}"[:2000])
 
 main()
@@ -55,7 +52,7 @@ def program(code: str, calls: Sequence[tuple[str, Sequence[Any], Mapping[str, An
         ValueError: an argument is not plain data.
     """
     packed = values.dumps([(name, list(args), dict(kwargs)) for name, args, kwargs in calls])
-    return PROGRAM.format(values=inspect.getsource(values), mark=MARK, calls=packed, code=code)
+    return PROGRAM.format(values=inspect.getsource(values), calling=inspect.getsource(calling), mark=MARK, calls=packed, code=code)
 
 
 def read(execution: Execution, num_calls: int) -> list[Execution]:

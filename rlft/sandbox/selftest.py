@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlft.errors import SandboxError
 from rlft.sandbox.namespaces import PROBE
-from rlft.sandbox.types import Limits
+from rlft.sandbox.types import RUNTIME, Limits
 
 if TYPE_CHECKING:
     from rlft.sandbox.sandbox import Sandbox
@@ -105,7 +105,7 @@ def forks(limit):
     return False
 '''
 
-ALLOWED_ENVIRONMENT = {"PYTHONHASHSEED", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_CTYPE", "TZ", "HOME", "TMPDIR"}
+ALLOWED_ENVIRONMENT = {*RUNTIME, "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LC_CTYPE", "HOME", "TMPDIR"}
 ALLOWED_ENVIRONMENT |= {"PATH", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"}
 
 

@@ -26,7 +26,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rlft.errors import SandboxError
-from rlft.sandbox import cgroups, kernel, landlock, namespaces
+from rlft.sandbox import cgroups, interpreter, kernel, landlock, namespaces
 from rlft.sandbox.child import CONTROL, GO, MIB, Confinement, Order, confine_and_run, memory_limit
 from rlft.sandbox.forks import Family, Forks
 from rlft.sandbox.types import Limits
@@ -79,11 +79,12 @@ class Server:
         """Until the client closes its end, or SIGTERM."""
         try:
             while True:
-                for fd, _ in self.poll.poll(self._until_next()):
+                # A job that ends closes descriptors, whose numbers the next job gets: an event is for whoever had it then.
+                for fd, handler in [(fd, self.handlers.get(fd)) for fd, _ in self.poll.poll(self._until_next())]:
                     if fd == self.woken or (fd == self.control.fileno() and not self._obey()):
                         return
-                    if fd in self.handlers:  # not of a job that has just ended
-                        self.handlers[fd]()
+                    if handler is not None and self.handlers.get(fd) is handler:
+                        handler()
                 self._enforce()
         finally:
             for job in list(self.jobs.values()):
@@ -110,7 +111,7 @@ class Server:
                 self.forks.hand_back(job.family, lambda job=job: self._acting_as(job))
 
     def _obey(self) -> bool:
-        message, fds, _, _ = socket.recv_fds(self.control, MAX_MESSAGE, 3, socket.MSG_CMSG_CLOEXEC)
+        message, fds = _receive(self.control, MAX_MESSAGE, 3)
         if not message:
             return False
         order = json.loads(message)
@@ -153,12 +154,15 @@ class Server:
         go, waiting = socket.socketpair()
         pid, pidfd = kernel.clone(namespaces.JOB if tier == "A" else 0)
         if pid == 0:
-            go.close()  # it tells the child of this process's death
             try:
+                go.close()  # it tells the child of this process's death
                 confine_and_run(self.confinement, order, fds, waiting.fileno())
+            except ConnectionError:
+                os._exit(0)  # the client has gone
             except BaseException:
                 os.write(2, f"the sandbox could not be set up: {traceback.format_exc()}".encode())
-            os._exit(SETUP_FAILED)
+            finally:
+                os._exit(SETUP_FAILED)
         waiting.close()
         deadline = float("inf") if asked["session"] else time.monotonic() + limits.wall_s
         family = Family(pid, -1, limits.processes, memory_limit(self.confinement, limits))
@@ -201,7 +205,7 @@ class Server:
 
     def _listen(self, job: Job) -> None:
         """The child is confined and has sent where its forks ask."""
-        _, fds, _, _ = socket.recv_fds(job.go, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, fds = _receive(job.go, 1, 1)
         self._forget(job.go.fileno())
         if fds:
             job.family.listener = fds[0]
@@ -258,6 +262,14 @@ class Server:
             self._reply({"done": job.id, "code": code, "cpu_s": cpu_s, "oom": bool(oom_kills), "why": job.why})
 
 
+def _receive(connection: socket.socket, size: int, num_fds: int) -> tuple[bytes, list[int]]:
+    """A message and its descriptors; b"" at the end, also where the other side went without reading all it was told."""
+    message, fds = b"", []
+    with contextlib.suppress(ConnectionResetError):
+        message, fds, _, _ = socket.recv_fds(connection, size, num_fds, socket.MSG_CMSG_CLOEXEC)
+    return message, fds
+
+
 def _reap_group(group: int) -> None:
     """Orphans of a job come to this process, which is a subreaper; all have been sent SIGKILL."""
     until = time.monotonic() + 0.5
@@ -305,6 +317,7 @@ def _prepare(control: socket.socket, config: dict[str, Any]) -> Server:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
+    interpreter.add_site_names()
     for name in config["preload"]:
         importlib.import_module(name)
     require_one_thread()

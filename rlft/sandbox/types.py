@@ -8,6 +8,12 @@ from typing import Any, Literal
 Status = Literal["ok", "error", "timeout", "oom", "output_limit", "crashed", "denied"]
 Tier = Literal["A", "B"]
 
+# Environment of every Python that runs a program, in any sandbox. Integers are written out whatever their length, as by
+# the judges that contests use (the CPU limit bounds it here); and threads share one heap, as each heap takes
+# 64 MiB of address space, which is what limits memory.
+RUNTIME = {"PYTHONHASHSEED": "0", "PYTHONINTMAXSTRDIGITS": "0", "MALLOC_ARENA_MAX": "1", "LANG": "C.UTF-8", "TZ": "UTC"}
+STACK_MB = 8  # of address space that a thread's stack takes, of which it uses little
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,6 +36,11 @@ class Limits:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
                 raise ValueError(f"sandbox limit {field.name} must be positive, got {getattr(self, field.name)}")
+
+
+def room_for_stacks(limits: Limits) -> int:
+    """MB of address space beyond `memory_mb` where something else counts the memory in use: stacks are reserved, and hardly used."""
+    return min(limits.processes * STACK_MB, limits.memory_mb // 2)
 
 
 @dataclass(frozen=True)

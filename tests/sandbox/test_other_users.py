@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ["test_reach.py", "test_limits.py", "test_sessions.py", "test_refusal.py"]
+FILES = ["test_programs.py", "test_reach.py", "test_limits.py", "test_sessions.py", "test_refusal.py"]
 
 
 @pytest.mark.timeout(900)

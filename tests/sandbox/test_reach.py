@@ -166,6 +166,24 @@ def test_asyncio_and_threads_still_work(box):
     assert box.run(code + "print(asyncio.run(f()))").stdout == "5\n"
 
 
+LOCK = """
+import errno, fcntl, json, os
+def tried(lock):
+    with open(os.__file__) as file:
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return "locked"
+print(json.dumps([tried(fcntl.flock), tried(fcntl.lockf)]))
+"""
+
+
+def test_a_file_of_the_host_is_not_locked(box, plain):
+    assert box.found(LOCK)[0] == "EPERM" and box.found(LOCK)[1] != "locked"
+    assert plain(LOCK)[0] == "locked"
+
+
 SIGNAL = {
     "parent": "os.kill(os.getppid(), 9)",
     "test": "os.kill({test}, 9)",

@@ -318,3 +318,63 @@ def test_a_server_that_cannot_start_a_job_goes_on(tier):
 
     same_server, again = asyncio.run(play())
     assert same_server and again.stdout == "2\n"
+
+
+CLOSE = """
+import asyncio, os, signal, sys
+from rlft.sandbox.sandbox import Sandbox
+from rlft.sandbox.types import Limits
+
+async def main(how):
+    sandbox = Sandbox(Limits(wall_s=20), tier={tier!r}, concurrency=8, selftest=False)
+    await sandbox.start()
+    session = await sandbox.session()
+    tasks = [asyncio.create_task(sandbox.run(f"import time; time.sleep({{n / 500}})")) for n in range(60)]
+    tasks.append(asyncio.create_task(session.execute("while True: pass")))
+    await asyncio.sleep(0.05)
+    if how == "cancelled":
+        for task in tasks:
+            task.cancel()
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "left":
+        os._exit(0)
+    os.kill(sandbox.facts["pid"], signal.SIGSTOP)  # what it has said stays unread, and it has more to say
+    await asyncio.sleep(0.05)
+    os.kill(sandbox.facts["pid"], signal.SIGCONT)
+    await sandbox.close()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left_out", ["", "groups"])
+@pytest.mark.parametrize("how", ["closed", "cancelled", "killed", "left"])
+def test_a_sandbox_that_is_closed_while_it_works_says_nothing(tier, how, left_out):
+    for _ in range(3):
+        command = [sys.executable, "-c", CLOSE.format(tier=tier), how]
+        env = {**os.environ, "RLFT_SANDBOX_LEAVE_OUT": left_out}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)  # ends when the server has, which holds stderr
+        assert ran.stderr == ""
+
+
+@pytest.mark.slow
+def test_descriptors_of_a_job_that_has_ended_are_not_taken_for_those_of_the_next(tier, monkeypatch):
+    """Without control groups a job has three descriptors that are watched, whose numbers the next job gets."""
+    monkeypatch.setenv("RLFT_SANDBOX_LEAVE_OUT", "groups")
+
+    async def main():
+        sandbox = Sandbox(Limits(wall_s=20), tier=tier, concurrency=8, selftest=False)
+        await sandbox.start()
+        first = sandbox.facts["pid"]
+        for number in range(15):
+            runs = [asyncio.create_task(sandbox.run(f"import time; time.sleep({number / 1000})")) for _ in range(10)]
+            for session in [await sandbox.session() for _ in range(5)]:
+                await session.close()
+            assert {ran.status for ran in await asyncio.gather(*runs)} == {"ok"}
+        assert sandbox.facts["pid"] == first
+        await sandbox.close()
+
+    asyncio.run(main())
