@@ -168,3 +168,16 @@ def _gold(task: Task) -> Quantity:
             f"quantity: {short(text.strip())} of task {task.id!r} is not one number with a unit that pint knows, such as '3.5 km/h'"
         )
     return found[0]
+
+
+def conversion(said: str, expected: str) -> float | None:
+    """By what a number in one unit is multiplied to be one in the other; None where pint does not know both, of one dimension."""
+    read = [list(quantities(f"1 {unit}")) for unit in (said, expected)]
+    if any(len(found) != 1 or not found[0].has_unit or found[0].end < len(_plain(f"1 {unit}").rstrip()) for found, unit in zip(read, (said, expected))):
+        return None
+    unit, other = read[0][0].unit, read[1][0].unit
+    try:
+        one, two = (_UNITS.Quantity(number, unit).to(other).magnitude for number in (1.0, 2.0))
+    except (pint.PintError, OverflowError):
+        return None
+    return float(one) if math.isclose(two, 2 * one) else None  # degrees of temperature have no factor
