@@ -172,12 +172,17 @@ def _gold(task: Task) -> Quantity:
 
 def conversion(said: str, expected: str) -> float | None:
     """By what a number in one unit is multiplied to be one in the other; None where pint does not know both, of one dimension."""
-    read = [list(quantities(f"1 {unit}")) for unit in (said, expected)]
-    if any(len(found) != 1 or not found[0].has_unit or found[0].end < len(_plain(f"1 {unit}").rstrip()) for found, unit in zip(read, (said, expected))):
+    units = [_only_unit(f"1 {unit}") for unit in (said, expected)]
+    if None in units:
         return None
-    unit, other = read[0][0].unit, read[1][0].unit
     try:
-        one, two = (_UNITS.Quantity(number, unit).to(other).magnitude for number in (1.0, 2.0))
+        one, two = (_UNITS.Quantity(number, units[0]).to(units[1]).magnitude for number in (1.0, 2.0))
     except (pint.PintError, OverflowError):
         return None
     return float(one) if math.isclose(two, 2 * one) else None  # degrees of temperature have no factor
+
+
+def _only_unit(text: str) -> Any:
+    """The unit of a text that is one quantity, None of another."""
+    found = list(quantities(text))
+    return found[0].unit if len(found) == 1 and found[0].has_unit and not _plain(text)[found[0].end :].strip() else None

@@ -96,7 +96,7 @@ def _alternatives(latex: str) -> Any:
 
 
 def _is_inequality(expression: Any) -> bool:
-    parts = getattr(expression, "_unsorted_args", ()) if isinstance(expression, And) else (expression,)
+    parts = _parts(expression)
     return bool(parts) and all(isinstance(part, Relational) and not isinstance(part, sympy.Eq) for part in parts)
 
 
@@ -121,11 +121,16 @@ def _sides(expression: Any) -> list[Any]:
 
 def _chain(expression: Any) -> Sequence[Any]:
     """a, b and c of a = b = c."""
-    equations = expression._unsorted_args if isinstance(expression, And) else (expression,)
+    equations = _parts(expression)
     if not all(isinstance(equation, sympy.Eq) for equation in equations):
         return ()
     linked = all(one.args[1] == other.args[0] for one, other in zip(equations, equations[1:], strict=False))
     return [equations[0].args[0], *(equation.args[1] for equation in equations)] if linked else ()
+
+
+def _parts(expression: Any) -> Sequence[Any]:
+    """The relations of a chain of them, in the order in which they are written."""
+    return expression._unsorted_args if isinstance(expression, And) else (expression,)  # type: ignore[attr-defined]
 
 
 def _agree(equation: Any) -> bool:
@@ -147,7 +152,7 @@ def _same(said: Any, gold: Any, how: Comparison) -> bool:
 
 def _same_parts(said: Any, gold: Any, how: Comparison) -> bool | None:
     """Whether collections of numbers are the same; None for what is none."""
-    if isinstance(said, sympy.Eq) and not isinstance(gold, Relational | And) and isinstance(said.args[0], sympy.Symbol):
+    if _is_named(said) and not _is_relation(gold):
         return _same(said.args[1], gold, how)  # x = 5 for 5
     ends, right = _numbers(said), _numbers(gold)
     if ends is None or right is None:
@@ -160,6 +165,14 @@ def _same_parts(said: Any, gold: Any, how: Comparison) -> bool | None:
     if isinstance(said, sympy.FiniteSet):
         return _in_any_order(ends, right, how)
     return getattr(said, "shape", None) == getattr(gold, "shape", None) and _in_order(ends, right, how)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, sympy.Eq) and isinstance(value.args[0], sympy.Symbol)
+
+
+def _is_relation(value: Any) -> bool:
+    return isinstance(value, Relational | And)
 
 
 def _is_open(pair: Any) -> bool:

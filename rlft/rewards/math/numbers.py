@@ -82,11 +82,8 @@ def _exact(number: Any) -> Any:
 def _value(number: Any) -> Any:
     """A finite number to PRECISION digits, None where there is none."""
     found = number if number.is_Rational else number.evalf(PRECISION)
-    return found if found.is_number and found.is_finite and not found.has(sympy.nan, sympy.zoo) and (found.is_Rational or _is_evaluated(found)) else None
-
-
-def _is_evaluated(found: Any) -> bool:
-    return all(part.is_Number for part in found.as_real_imag())
+    parts = found.as_real_imag()
+    return found if all(part.is_Number and part.is_finite for part in parts) else None
 
 
 def _less_percent(number: Any) -> Any:

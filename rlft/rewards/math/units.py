@@ -8,29 +8,33 @@ from fractions import Fraction
 _TEXT = r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mbox|hbox|rm)\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*-?\d\s*\}?|\{\^\d\})?"
 _MARKED = re.compile(rf"(?P<value>.*?[\w)\]}}%])(?P<unit>[\s~\\,;]*{_TEXT}(?:[\s/]*(?:\\cdot|\\times)?\s*{_TEXT})*)\s*", re.DOTALL)
 _OVER = re.compile(r"\\frac\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}((?:\^\{?\d\}?)?)\s*\}")
-_NUMBER = r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+|(?:\d+\s*)?\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d)|\d+\s*/\s*\d+)(?:\s*\\(?:cdot|times)\s*10\^\{-?\d+\})?"
+_FRACTION = r"(?:\d+\s*)?\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d)|\d+\s*/\s*\d+"
+_NUMBER = rf"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+|{_FRACTION})(?:\s*\\(?:cdot|times)\s*10\^\{{-?\d+\}})?"
 _BARE = re.compile(rf"(?P<value>{_NUMBER})(?:(?P<space>[\s~]+|\\[ ,;:])+)?(?P<unit>[A-Za-z][A-Za-z\s/.^{{}}\d-]*)", re.ASCII)
 _CURRENCY = re.compile(r"\\?([$€£¥])\s?(?=[-+]?[\d.])|(?<=\d)\s?([€£¥])")
 _COMMAND = re.compile(r"\\[a-z]+\s*\{|\\[,;: ]|[\\{}~]")
 _WORD = re.compile(r"[a-zµω]+|\^?-?\d+|[/%]", re.IGNORECASE)
 # Short units that are read without \text: what else has one or two letters is a product of variables.
-_SHORT = frozenset("m g s h l L N J W V K Hz kg mg km cm mm nm dm ml mL dl kW kJ ft in yd mi lb oz hr min sec mph kmh kph sq cc pm am".split())
-# Words that take back, or give another answer.
-_DOUBT = frozenset(
+_SHORT = "m g s h l L N J W V K Hz kg mg km cm mm nm dm ml mL dl kW kJ ft in yd mi lb oz hr min sec mph kmh kph sq cc pm am"
+# Words that take back, or give another number.
+_DOUBT = (
     "or and not either maybe perhaps possibly probably but else if for when where unless otherwise versus vs nor then so mod "
     "zero one two three four five six seven eight nine ten eleven twelve hundred thousand million billion dozen half "
-    "pi e i sqrt sin cos tan log ln exp inf infinity percent percentage pct x y z".split()
+    "pi e i sqrt sin cos tan log ln exp inf infinity percent percentage pct x y z"
 )
+_MEASURES = "/ 2 3 -1 -2 m g s h l km cm mm kg mg ft in mi yd min deg"  # what is not only a word more
+_BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_SHORTS, _DOUBTS, _MEASURED = (frozenset(words.split()) for words in (_SHORT, _DOUBT, _MEASURES))
+_BASE_OF = {name: base for base, name in enumerate(_BASES.split(), 2)}
 _SAME = {
-    "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "usd": "dollar", "sq": "2", "square": "2", "squared": "2", "cubic": "3", "cubed": "3", "cu": "3", "centimetre": "cm", "centimeter": "cm",
-    "metre": "m", "meter": "m", "kilometre": "km", "kilometer": "km", "millimetre": "mm", "millimeter": "mm", "foot": "ft", "feet": "ft",
-    "inch": "in", "inches": "in", "mile": "mi", "yard": "yd", "gram": "g", "kilogram": "kg", "litre": "l", "liter": "l", "hour": "h",
-    "hr": "h", "minute": "min", "second": "s", "sec": "s", "degree": "deg", "people": "person", "men": "man", "women": "woman",
+    "$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "usd": "dollar", "centimetre": "cm", "centimeter": "cm",
+    "sq": "2", "square": "2", "squared": "2", "cubic": "3", "cubed": "3", "cu": "3", "metre": "m", "meter": "m",
+    "kilometre": "km", "kilometer": "km", "millimetre": "mm", "millimeter": "mm", "foot": "ft", "feet": "ft",
+    "inch": "in", "inches": "in", "mile": "mi", "yard": "yd", "gram": "g", "kilogram": "kg", "litre": "l", "liter": "l",
+    "hour": "h", "hr": "h", "minute": "min", "second": "s", "sec": "s", "degree": "deg", "people": "person", "men": "man", "women": "woman",
 }  # fmt: skip
-_MEASURES = frozenset("/ 2 3 -1 -2 m g s h l km cm mm kg mg ft in mi yard min deg".split())  # not only a word more
 _BASED = re.compile(r"(?<![\w.}\\])(?P<digits>\d[\dA-F]*(?:\.[\dA-F]+)?)\s*_\s*(?:\{(?:[^{}]|\{[^{}]*\})*\}|\d)")
 _NAMED = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*(?:base)?\s*\(?(\d{1,2}|[a-z]+)\)?\s*\}{0,2}", re.IGNORECASE)
-_BASES = {name: base for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), 2)} | {"sixteen": 16}
 
 
 def split(latex: str) -> tuple[str, str]:
@@ -42,7 +46,7 @@ def split(latex: str) -> tuple[str, str]:
     if found is None:
         return latex, ""
     words = " ".join(_WORD.findall(_COMMAND.sub(" ", found["unit"].replace(".", ""))))
-    if not words or _DOUBT & set(words.lower().split()):
+    if not words or _DOUBTS & set(words.lower().split()):
         return latex, ""
     value = found["value"].replace(found["unit"].strip(), "") if "\\" in found["unit"] else found["value"]  # also of "5 m, 3 m"
     return value.strip(), words
@@ -60,7 +64,7 @@ def factor(said: str, expected: str) -> float | None:
     A unit that only one side names is no difference, and neither is a word more ("eggs left" for "eggs").
     """
     one, other = _words(said), _words(expected)
-    if (one <= other or other <= one) and not (one and other and (one ^ other) & _MEASURES):
+    if (one <= other or other <= one) and not (one and other and (one ^ other) & _MEASURED):
         return 1.0
     from rlft.rewards.quantity import conversion  # pint takes a second to load, and few answers come here
 
@@ -74,7 +78,7 @@ def plain_numerals(latex: str) -> str:
 
 def _worth(numeral: re.Match[str]) -> str:
     named = _NAMED.fullmatch(numeral[0].partition("_")[2].strip().removeprefix("{"))
-    base = int(named[1]) if named and named[1].isdigit() else _BASES.get(named[1].lower(), 0) if named else 0
+    base = int(named[1]) if named and named[1].isdigit() else _BASE_OF.get(named[1].lower(), 0) if named else 0
     if base == 0 or (base not in (11, 12, 16) and not numeral["digits"].replace(".", "").isdigit()):
         return numeral[0]  # a subscript of another kind
     whole, _, part = numeral["digits"].partition(".")
@@ -88,7 +92,7 @@ def _worth(numeral: re.Match[str]) -> str:
 def _is_unit(words: str, spaced: bool) -> bool:
     """Whether bare letters behind a number are a unit, and not variables: "5 km" and "18 dollars a day", but not "5 x"."""
     first = re.split(r"[\s/.^{]", words, maxsplit=1)[0]
-    return first in _SHORT if len(first) <= 2 or not spaced else first.lower() not in _DOUBT
+    return first in _SHORTS if len(first) <= 2 or not spaced else first.lower() not in _DOUBTS
 
 
 def _words(unit: str) -> set[str]:
