@@ -16,6 +16,7 @@ from rlft.errors import TaskError
 from rlft.types import Task, Trajectory
 
 MAX_DEPTH = 64  # of JSON; deeper is refused
+UNFINISHED = "the thought never ended"
 MAX_INT_DIGITS = 300  # so that an int is always within a float's range
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlft.errors import TaskError
-from rlft.rewards.extract import canonical, given_json, gold, last_fence, read_json, said, short, thinking
+from rlft.rewards.extract import UNFINISHED, canonical, given_json, gold, last_fence, read_json, said, short, thinking
 from rlft.types import Task, Trajectory
 
 # (hallucinated, redundant, missing) -> value: TL-Training (arXiv:2412.15495), as its code orders the cases.
@@ -98,7 +98,7 @@ def _said_calls(trajectory: Trajectory) -> list[Call]:
         listed = message["tool_calls"] if isinstance(message["tool_calls"], (list, tuple)) else [message["tool_calls"]]
         return [_call(item) for item in listed]
     if thinking(trajectory):
-        raise ValueError("the thought never ended")
+        raise ValueError(UNFINISHED)
     text = said(trajectory)
     if "<tool_call>" in text:
         inside = [part.partition("</tool_call>") for part in text.split("<tool_call>")[1:]]

@@ -20,7 +20,7 @@ from rlft.envs.base import ToolSpec
 from rlft.errors import ConfigError, RenderError
 from rlft.types import Message
 
-OPENING = 32  # tokens at a prompt's end among which a chat template opens the thought
+OPENING = 64  # tokens at a prompt's end among which a chat template opens the thought
 CACHED = 1024  # prompts, and as many replies of environments, whose ids are kept
 
 

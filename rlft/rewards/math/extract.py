@@ -19,11 +19,11 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)[\s*]*(?=[^\s.])|\banswer\s*(?=\$|\\\(|\\\[)", re.IGNORECASE)
-_HASHES = re.compile(r"^\s*####[ \t]*(?=\S)", re.MULTILINE)
+_HASHES = re.compile(r"^[ \t]{0,20}####[ \t]*+(?=\S)", re.MULTILINE)
 _SENTENCE = re.compile(r"[^\n]*?(?=[\s*.]{0,20}(?:\n|$)|\**\.\s)")
 _MATH = re.compile(
-    rf"(?:\$\$(?P<dollars>(?:\\\$|[^$]){{1,{MAX_LENGTH}}})\$\$|\\\[(?P<bracket>(?s:.{{1,{MAX_LENGTH}}}?))\\\]"
-    rf"|(?<![\\\d])\$(?P<inline>(?:\\\$|[^$\n]){{1,{MAX_LENGTH}}})\$|\\\((?P<paren>[^\n]{{1,{MAX_LENGTH}}}?)\\\))"
+    rf"(?:\$\$(?P<dollars>(?:\\\$|[^$]){{1,{MAX_LENGTH}}})\$\$|\\\[(?P<bracket>(?:[^\\]|\\[^\[\]]){{1,{MAX_LENGTH}}}+)\\\]"
+    rf"|(?<![\\\d])\$(?P<inline>(?:\\\$|[^$\n]){{1,{MAX_LENGTH}}})\$|\\\((?P<paren>(?:[^\n\\]|\\[^\n()]){{1,{MAX_LENGTH}}}+)\\\))"
     r"(?P<percent>[ \t]*(?:\\?%|percent\w*|pct))?"
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|log|sin|cos|tan|pi|and|or|percent|pct)[A-Za-z]{2,}|\n")

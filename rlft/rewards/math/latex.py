@@ -25,10 +25,10 @@ _ANGLES = re.compile(r"\\([lr])angle(?![A-Za-z])")
 _ANGLED = re.compile(r"<([^<>=]*,[^<>=]*)>")
 _SPOKEN = re.compile(r"\\(?:text|textrm|textbf|mathrm|mbox)\s*\{(\s*(?:or|and)\b[^{}]*|[^{}]*\d[^{}]*)\}")
 _OR = re.compile(r"\\(?:lor|vee)(?![A-Za-z])")
-_REPEATING = re.compile(r"(\d+)\.(\d*)\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))|(\d+)\.(\d*)\((\d+)\)", re.ASCII)
+_REPEATING = re.compile(r"(?<!\d)(\d++)\.(\d*)(?:\\(?:overline|bar)\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\))", re.ASCII)
 _DOT = r"\\dot\s*(?:\{\s*(\d)\s*\}|(\d))"
-_DOTTED = re.compile(rf"(\d+)\.(\d*){_DOT}(?:(\d*){_DOT})?", re.ASCII)
-_MIXED = re.compile(r"(?<![\w.^/{}\\])(\d+)(?:\s|\\ |~|\\[,;:])+(\d+)\s*/\s*(\d+)(?![\d.])", re.ASCII)
+_DOTTED = re.compile(rf"(?<!\d)(\d++)\.(\d*){_DOT}(?:(\d*){_DOT})?", re.ASCII)
+_MIXED = re.compile(r"(?<![\w.^/{}\\])(\d++)(?:\s|\\ |~|\\[,;:])+(\d+)\s*/\s*(\d+)(?![\d.])", re.ASCII)
 
 
 def tidy(latex: str) -> str:
@@ -48,8 +48,7 @@ def tidy(latex: str) -> str:
 
 
 def _repeating(decimal: re.Match[str]) -> str:
-    whole, fixed = decimal[1] or decimal[5], decimal[2] if decimal[1] else decimal[6]
-    return _fraction(whole, fixed, decimal[3] or decimal[4] or decimal[7])
+    return _fraction(decimal[1], decimal[2], decimal[3] or decimal[4] or decimal[5])
 
 
 def _dotted(decimal: re.Match[str]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_TEXT = r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mbox|hbox|rm)\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*-?\d\s*\}?|\{\^\d\})?"
-_MARKED = re.compile(rf"(?P<value>.*?[\w)\]}}%])(?P<unit>[\s~\\,;]*{_TEXT}(?:[\s/]*(?:\\cdot|\\times)?\s*{_TEXT})*)\s*", re.DOTALL)
+_TEXT = re.compile(
+    r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mbox|hbox|rm)\s{0,9}\{[^{}\\]*+\}(?:\s?\^\s?\{?\s?-?\d\s?\}?|\{\^\d\})?"
+)
+_BETWEEN = re.compile(r"[\s/]{0,9}(?:\\cdot|\\times)?[\s/]{0,9}")  # units that are multiplied or divided
 _OVER = re.compile(r"\\frac\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}\s*\}\s*\{\s*\\(?:text|mathrm)\{([^{}]*)\}((?:\^\{?\d\}?)?)\s*\}")
 _FRACTION = r"(?:\d+\s*)?\\frac\s*(?:\{\d+\}|\d)\s*(?:\{\d+\}|\d)|\d+\s*/\s*\d+"
 _NUMBER = rf"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+|{_FRACTION})(?:\s*\\(?:cdot|times)\s*10\^\{{-?\d+\}})?"
-_BARE = re.compile(rf"(?P<value>{_NUMBER})(?:(?P<space>[\s~]+|\\[ ,;:])+)?(?P<unit>[A-Za-z][A-Za-z\s/.^{{}}\d-]*)", re.ASCII)
+_BARE = re.compile(rf"(?P<value>{_NUMBER})(?P<space>(?:[\s~]|\\[ ,;:])*+)(?P<unit>[A-Za-z][A-Za-z\s/.^{{}}\d-]*)", re.ASCII)
 _CURRENCY = re.compile(r"\\?([$€£¥])\s?(?=[-+]?[\d.])|(?<=\d)\s?([€£¥])")
 _COMMAND = re.compile(r"\\[a-z]+\s*\{|\\[,;: ]|[\\{}~]")
 _WORD = re.compile(r"[a-zµω]+|\^?-?\d+|[/%]", re.IGNORECASE)
@@ -40,16 +42,24 @@ _NAMED = re.compile(r"(?:\\(?:text|mathrm)\s*\{)?\s*(?:base)?\s*\(?(\d{1,2}|[a-z
 def split(latex: str) -> tuple[str, str]:
     """A value and its unit in plain words, "" where it has none. What is no unit ("or 8", "maybe eight") stays with the value."""
     text = _OVER.sub(r"\\text{\1/\2\3}", latex)
-    found = _MARKED.fullmatch(text) if "{" in text else None
-    if found is None and (found := _BARE.fullmatch(text)) is not None and not _is_unit(found["unit"], found["space"] is not None):
-        found = None
-    if found is None:
-        return latex, ""
-    words = " ".join(_WORD.findall(_COMMAND.sub(" ", found["unit"].replace(".", ""))))
+    value, unit = _marked(text) if "{" in text else (text, "")
+    if not unit and (found := _BARE.fullmatch(text)) is not None and _is_unit(found["unit"], found["space"] != ""):
+        value, unit = found["value"], found["unit"]
+    words = " ".join(_WORD.findall(_COMMAND.sub(" ", unit.replace(".", ""))))
     if not words or _DOUBTS & set(words.lower().split()):
         return latex, ""
-    value = found["value"].replace(found["unit"].strip(), "") if "\\" in found["unit"] else found["value"]  # also of "5 m, 3 m"
-    return value.strip(), words
+    return (value.replace(unit, "") if "\\" in unit else value).strip(), words  # everywhere in "5\text{ m}, 3\text{ m}"
+
+
+def _marked(text: str) -> tuple[str, str]:
+    r"""A value and the \text{} behind it, "" where there is none."""
+    start = end = len(text.rstrip())
+    for found in reversed(list(_TEXT.finditer(text))):
+        if found.end() != end and (start == end or not _BETWEEN.fullmatch(text, found.end(), start)):
+            break
+        start = found.start()
+    value = text[:start].rstrip(" ~\\,;")
+    return (value, text[start:end]) if value and (value[-1].isalnum() or value[-1] in ")]}%") else (text, "")
 
 
 def currency(latex: str) -> str:
