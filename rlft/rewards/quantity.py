@@ -172,13 +172,10 @@ def _gold(task: Task) -> Quantity:
 
 def conversion(said: str, expected: str) -> float | None:
     """By what a number in one unit is multiplied to be one in the other; None where pint does not know both, of one dimension."""
-    units = [_only_unit(f"1 {unit}") for unit in (said, expected)]
-    if None in units:
+    unit, other = (_only_unit(f"1 {unit}") for unit in (said, expected))
+    if unit is None or other is None or not unit.is_compatible_with(other):
         return None
-    try:
-        one, two = (_UNITS.Quantity(number, units[0]).to(units[1]).magnitude for number in (1.0, 2.0))
-    except (pint.PintError, OverflowError):
-        return None
+    one, two = (_UNITS.Quantity(number, unit).to(other).magnitude for number in (1.0, 2.0))
     return float(one) if math.isclose(two, 2 * one) else None  # degrees of temperature have no factor
 
 

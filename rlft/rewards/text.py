@@ -67,7 +67,7 @@ def rouge(task: Task, trajectory: Trajectory, *, which: str = "rougeL", stem: bo
         tag: reads the last <tag>...</tag> if there is one, else all that was said.
 
     Raises:
-        TaskError: the answer is neither a text nor a list of texts, no reference has a word, or one is longer than 2000 words with "rougeLsum".
+        TaskError: the answer is neither a text nor a list of texts, no reference has a word, or, with "rougeLsum", one has over 2000.
         RewardError: `which` is unknown.
     """
     if which not in ("rougeL", "rougeLsum") and not (len(which) == 6 and which.startswith("rouge") and which[5] in "123456789"):

@@ -22,7 +22,8 @@ WAYS = {
 
 
 def pairs(which):
-    return [pytest.param(answer, gold, id=f"{kind}: {answer} for {gold}") for kind, of_kind in PAIRS[which].items() for answer, gold in of_kind]
+    known = [(kind, answer, gold) for kind, of_kind in PAIRS[which].items() for answer, gold in of_kind]
+    return [pytest.param(answer, gold, id=f"{kind}: {answer} for {gold}") for kind, answer, gold in known]
 
 
 def earned(reward, text, gold, **options):
@@ -72,8 +73,9 @@ def test_no_wrong_answer_to_gsm8k_earns_anything_however_it_is_said(way, gsm8k):
 
 
 def test_the_solutions_of_gsm8k_themselves_earn_one_and_those_to_other_tasks_nothing(gsm8k):
-    assert [row["id"] for row in gsm8k if earned(math_equal, row["upstream_answer"], row["upstream_answer"], extract="boxed_or_last") != 1.0] == []
-    assert [row["id"] for row in gsm8k if earned(number_match, row["upstream_answer"], row["expected"]) != 1.0] == []
+    for row in gsm8k:
+        assert earned(math_equal, row["upstream_answer"], row["upstream_answer"], extract="boxed_or_last") == 1.0, row["id"]
+        assert earned(number_match, row["upstream_answer"], row["expected"]) == 1.0, row["id"]
     for row, other in zip(gsm8k, gsm8k[1:], strict=False):
         if row["expected"] != other["expected"]:
             assert earned(math_equal, other["upstream_answer"], row["upstream_answer"], extract="boxed_or_last") == 0.0

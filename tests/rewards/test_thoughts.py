@@ -66,7 +66,7 @@ OTHERS = {
     "length": "counts tokens",
     "overlong": "counts tokens",
     **dict.fromkeys(_SHIPPED["shaping"], "reads the parts of other rewards"),
-    **dict.fromkeys(("trl_reward", "verl_reward", "openrlhf_reward", "verifiers_rubric"), "hands the whole text to somebody else's function"),
+    **dict.fromkeys(("trl_reward", "verl_reward", "openrlhf_reward", "verifiers_rubric"), "hands the text to somebody else's function"),
 }
 
 
