@@ -12,9 +12,16 @@ _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 
 
 def with_imaginary(expression: Any) -> Any:
-    """An expression in which a free letter i is the imaginary unit."""
+    """An expression in which a free letter i is the imaginary unit, but for one with words, which are read as products of letters."""
     letters = [letter for letter in getattr(expression, "free_symbols", ()) if letter.name == "i"]
-    return expression.subs({letter: sympy.I for letter in letters}) if letters else expression
+    if not letters or any(map(_is_word, sympy.preorder_traversal(expression))):
+        return expression
+    return expression.subs({letter: sympy.I for letter in letters})
+
+
+def _is_word(product: Any) -> bool:
+    letters = [factor for factor in getattr(product, "args", ()) if isinstance(factor, sympy.Symbol) or factor == sympy.E]
+    return isinstance(product, sympy.Mul) and len(letters) == len(product.args) > 2
 
 
 def is_number(expression: Any) -> bool:
