@@ -72,6 +72,7 @@ class Turn:
     tag: str = ""  # "attempt", "reflection", "retry", ...
     observed: tuple[Message, ...] = ()  # what the environment said since the turn before
     parts: Mapping[str, float] = field(default_factory=dict)  # of the verdict on this turn: the reward function's, or an environment's
+    opened: str = ""  # mark of the thought that the prompt has left open, "<think>" of many chat templates: the policy wrote on inside it
 
 
 @dataclass(frozen=True, slots=True)

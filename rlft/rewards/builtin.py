@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from rlft.errors import RewardError, TaskError
-from rlft.rewards.extract import gold, short
+from rlft.rewards.extract import gold, said, short, thinking, whole
 from rlft.types import Task, Trajectory
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
@@ -21,7 +21,7 @@ _FRACTION = re.compile(rf"(?P<top>{_NUMBER})(?:\s?/\s?(?P<bottom>(?:{_UNSIGNED})
 
 
 def exact_match(task: Task, trajectory: Trajectory, *, case: bool = True) -> float:
-    """1 if the last thing said is the answer, white space around both aside; else 0.
+    """1 if the last thing said is the answer, white space around both aside; else 0. What was thought before it is not read.
 
     Args:
         case: whether upper and lower case differ.
@@ -29,12 +29,12 @@ def exact_match(task: Task, trajectory: Trajectory, *, case: bool = True) -> flo
     Raises:
         TaskError: there is no answer, or it is a list or a table.
     """
-    text, answer = _text(trajectory).strip(), str(_answer(task, "exact_match")).strip()
-    return float(text == answer if case else text.casefold() == answer.casefold())
+    text, answer = said(trajectory).strip(), str(_answer(task, "exact_match")).strip()
+    return float(not thinking(trajectory) and (text == answer if case else text.casefold() == answer.casefold()))
 
 
 def number_match(task: Task, trajectory: Trajectory, *, rel_tol: float = 1e-12, abs_tol: float = 0.0) -> float:
-    """1 if the last number said equals the last number of the answer; else 0.
+    """1 if the last number said equals the last number of the answer; else 0. What was thought before it is not read.
 
     Reads 1,234.5, -3, 6e-2, .5, $7 and 3/4. A minus that follows a word or a number is an operator,
     not a sign. Numbers are compared as floats: at the default tolerance whole numbers below 1e12 exactly.
@@ -45,12 +45,14 @@ def number_match(task: Task, trajectory: Trajectory, *, rel_tol: float = 1e-12, 
     expected = _last_number(str(_answer(task, "number_match")))
     if expected is None or not math.isfinite(expected):
         raise TaskError(f"number_match: the answer {task.answer!r} of task {task.id!r} holds no finite number")
-    found = _last_number(_text(trajectory))
+    found = _last_number(said(trajectory))
     return float(found is not None and math.isclose(found, expected, rel_tol=rel_tol, abs_tol=abs_tol))
 
 
 def regex(task: Task, trajectory: Trajectory, *, pattern: str, mode: Literal["search", "fullmatch"] = "search") -> float:
-    """1 if the last thing said matches `pattern` (flags go inline, as in "(?is)..."); else 0.
+    """1 if the last message matches `pattern` (flags go inline, as in "(?is)..."); else 0.
+
+    The pattern sees the thoughts too, as `format_tags` does. A message whose thought never ended matches nothing.
 
     Raises:
         RewardError: the pattern is not a regular expression, or the mode is unknown.
@@ -61,11 +63,13 @@ def regex(task: Task, trajectory: Trajectory, *, pattern: str, mode: Literal["se
         compiled = re.compile(pattern)
     except re.error as error:
         raise RewardError(f"regex: {pattern!r} is not a regular expression: {error}") from None
-    return float(getattr(compiled, mode)(_text(trajectory)) is not None)
+    return float(not thinking(trajectory) and getattr(compiled, mode)(whole(trajectory)) is not None)
 
 
 def format_tags(task: Task, trajectory: Trajectory, *, tags: Sequence[str]) -> float:
     """1 if every tag is opened and closed exactly once, one after the other in the given order; else 0.
+
+    The whole message counts, and with it the mark of a thought that the prompt has opened (`Turn.opened`).
 
     Raises:
         RewardError: `tags` is one text instead of a list of them, or names none.
@@ -74,7 +78,7 @@ def format_tags(task: Task, trajectory: Trajectory, *, tags: Sequence[str]) -> f
         raise RewardError(f"format_tags: tags {tags!r}; expected a list such as {[tags or 'answer']!r}")
     any_tag = "|".join(re.escape(tag) for tag in tags)
     expected = [mark for tag in tags for mark in (f"<{tag}>", f"</{tag}>")]
-    return float(re.findall(rf"</?(?:{any_tag})>", _text(trajectory)) == expected)
+    return float(re.findall(rf"</?(?:{any_tag})>", whole(trajectory)) == expected)
 
 
 def length(task: Task, trajectory: Trajectory, *, budget: int) -> float:
@@ -101,11 +105,6 @@ def overlong(task: Task, trajectory: Trajectory, *, max_tokens: int, buffer: int
         raise RewardError(f"overlong: buffer {buffer}; expected 1 to max_tokens = {max_tokens}")
     over = max(0, trajectory.num_sampled - (max_tokens - buffer))
     return -min(1.0, over / buffer) if over else 0.0
-
-
-def _text(trajectory: Trajectory) -> str:
-    """The last thing the policy said; a message that only calls tools has no text."""
-    return trajectory.text if isinstance(trajectory.text, str) else ""
 
 
 def _answer(task: Task, reward: str) -> object:

@@ -32,14 +32,29 @@ _AT_END = re.compile(
     r"(?P<before>(?<![A-Za-z0-9'])[A-Z][)\]]?\s{0,2}(?:,|;|/|\||&|\+|-|\u2013|\band\b|\bn?or\b|\s)\s{0,2}(?:and\s|n?or\s)?)?(?<![A-Za-z0-9'])[(\[]?(?P<last>[A-Z])[)\]]?$"
 )
 
+MAX_SENTENCE = 300  # characters of a sentence in which an option is declared right
+_SENTENCE_END = re.compile(r"[.!?][\"')\]*]{0,3}\s{1,3}(?=\S)")
+_DECLARED = re.compile(
+    r"(?<![A-Za-z0-9'])(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s)?[(\[*]{0,3}(?P<letter>[A-Z0-9])[)\]*]{0,3}\s"
+    r"(?:is|(?:must|should|has to) be)\s(?:thus\s|therefore\s|indeed\s|clearly\s)?(?:the\s|our\s)?(?:only\s|most\s|single\s)?"
+    r"(?:right|correct|best|true|answer|appropriate|accurate)\b"
+)
+_LISTED_BEFORE = re.compile(r"(?<![A-Za-z0-9])[A-Z0-9][)\]*]{0,3}(?:\s?[,/&+|]|\s(?:and|n?or))\s{0,3}$")  # "A and" before "B is correct"
+_DOUBTED = re.compile(
+    r"\b(?:not|no|nor|neither|never|cannot|without|except|if|whether|unless|suppose|assuming|were|would|might|may|could|or|wrong|incorrect|false"
+    r"|unlikely|doubt|rather than|instead of)\b|n['\u2019]t\b|\?$",
+    re.IGNORECASE,
+)
+
 
 def multiple_choice(task: Task, trajectory: Trajectory) -> tuple[float, str]:
     r"""1 if the option named last is the right one; else 0. Which one is named does not depend on which is right.
 
     Read in this order: the last <answer>...</answer>, the last \boxed{...} (which of both stands later), the last "answer is ..."
-    or "answer: ..." if it stands after these, and without any of them the end of the last line. Naming several options at
-    the place that counts is wrong. Where `task.meta["options"]` (or "choices") holds the options' texts, as a list or as
-    {"A": text}, the text of an option names it too, and a letter with the text of another one is wrong.
+    or "answer: ..." if it stands after these, and without any of them the end of the last line or, in its last sentence, the
+    option that is called right ("option B is correct") or the only one whose text stands there ("Therefore, Paris is the
+    capital"). Naming several options at the place that counts is wrong. Where `task.meta["options"]` (or "choices") holds the
+    options' texts, as a list or as {"A": text}, the text of an option names it too, and a letter with the text of another one is wrong.
 
     Raises:
         TaskError: the answer of the task is neither a letter ("B", "B) text"), nor the text or the place (an int from 0) of a known option.
@@ -111,8 +126,31 @@ def _of_last_line(text: str, options: Mapping[str, str]) -> str:
         return (_named(last, options) or "") if enumerated == {head[1]} else ""
     at_end = _AT_END.search(last[-200:])
     denied = at_end is not None and _DENIED_LAST.search(last[-200:][: at_end.start("last")])
-    letter = "" if at_end is None or at_end["before"] or denied else at_end["last"]
+    if at_end is None:
+        return _declared(_SENTENCE_END.split(last[-2 * MAX_SENTENCE :])[-1], options)
+    letter = "" if at_end["before"] or denied else at_end["last"]
     return letter if not options or letter in options else ""
+
+
+def _declared(sentence: str, options: Mapping[str, str]) -> str:
+    """The option that a sentence calls right, or the only one whose text stands in it; "" where it is in doubt."""
+    if len(sentence) > MAX_SENTENCE:
+        return ""
+    found = {}
+    for match in _DECLARED.finditer(sentence):
+        before = sentence[: match.start()]
+        found[match["letter"]] = bool(_DOUBTED.search(re.split(r"[,;:]", before)[-1]) or _LISTED_BEFORE.search(before))
+    known = {letter: doubted for letter, doubted in found.items() if not options or letter in options}
+    if known:
+        letter, doubted = next(iter(known.items()))
+        return "" if doubted or len(known) > 1 or sentence.endswith("?") else letter
+    named, left = [], _plain(sentence)
+    for letter, text in sorted(options.items(), key=lambda option: -len(option[1])):
+        spelled = re.compile(rf"(?<![\w.-]){re.escape(_plain(text))}(?!\w|\.\d)") if 3 <= len(text) <= MAX_SENTENCE else None
+        if spelled is not None and spelled.search(left):
+            named.append(letter)
+            left = spelled.sub("\n", left)
+    return named[0] if len(named) == 1 and not _DOUBTED.search(left) else ""
 
 
 def _bare(words: str) -> str:

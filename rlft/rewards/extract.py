@@ -12,10 +12,12 @@ import re
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
+from rlft.chat.thoughts import answer_of
 from rlft.errors import TaskError
 from rlft.types import Task, Trajectory
 
 MAX_DEPTH = 64  # of JSON; deeper is refused
+UNFINISHED = "the thought never ended"
 MAX_INT_DIGITS = 300  # so that an int is always within a float's range
 _GAPS = " \t\r\n;,"
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+#-]*)(.*)", re.DOTALL)  # marks, language, the rest of the line
@@ -28,10 +30,20 @@ def gold(task: Task, reward: str) -> Any:
     return task.answer
 
 
-def said(trajectory: Trajectory) -> str:
-    """The last thing said, without what was thought before a last "</think>"; "" for a message without text."""
+def whole(trajectory: Trajectory) -> str:
+    """The last message with its thoughts, the mark included with which the prompt opened them; "" for one without text."""
     text = trajectory.text if isinstance(trajectory.text, str) else ""
-    return text.rpartition("</think>")[2]
+    return trajectory.turns[-1].opened + text if text else ""
+
+
+def thinking(trajectory: Trajectory) -> bool:
+    """Whether the last message ends within a thought: it holds no answer, be it right that nothing is said."""
+    return answer_of(whole(trajectory)) is None
+
+
+def said(trajectory: Trajectory) -> str:
+    """The last thing said, without what was thought before it; "" for a message without text and for a thought that never ended."""
+    return answer_of(whole(trajectory)) or ""
 
 
 def final(trajectory: Trajectory) -> str:

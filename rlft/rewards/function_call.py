@@ -8,7 +8,7 @@ from typing import Any
 
 from rlft.errors import RewardError, TaskError
 from rlft.rewards.call_formats import FORMATS, Call, Tools, call_of, read_calls
-from rlft.rewards.extract import canonical, given_json, gold, said, short
+from rlft.rewards.extract import UNFINISHED, canonical, given_json, gold, said, short, thinking
 from rlft.types import Task, Trajectory
 
 # (hallucinated, redundant, missing) -> value: TL-Training (arXiv:2412.15495), as its code orders the cases.
@@ -158,6 +158,8 @@ def _said_calls(trajectory: Trajectory, tools: Tools, format: str) -> list[Call]
     if message.get("tool_calls"):
         listed = message["tool_calls"] if isinstance(message["tool_calls"], (list, tuple)) else [message["tool_calls"]]
         return [call_of(item) for item in listed]
+    if thinking(trajectory):
+        raise ValueError(UNFINISHED)
     return read_calls(said(trajectory), tools, format)
 
 

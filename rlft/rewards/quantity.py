@@ -168,3 +168,18 @@ def _gold(task: Task) -> Quantity:
             f"quantity: {short(text.strip())} of task {task.id!r} is not one number with a unit that pint knows, such as '3.5 km/h'"
         )
     return found[0]
+
+
+def conversion(said: str, expected: str) -> float | None:
+    """By what a number in one unit is multiplied to be one in the other; None where pint does not know both, of one dimension."""
+    unit, other = (_only_unit(f"1 {unit}") for unit in (said, expected))
+    if unit is None or other is None or not unit.is_compatible_with(other):
+        return None
+    one, two = (_UNITS.Quantity(number, unit).to(other).magnitude for number in (1.0, 2.0))
+    return float(one) if math.isclose(two, 2 * one) else None  # degrees of temperature have no factor
+
+
+def _only_unit(text: str) -> Any:
+    """The unit of a text that is one quantity, None of another."""
+    found = list(quantities(text))
+    return found[0].unit if len(found) == 1 and found[0].has_unit and not _plain(text)[found[0].end :].strip() else None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rlft.errors import RewardError, TaskError
-from rlft.rewards.extract import final, given_json, gold, last_boxed, read_json, short
+from rlft.rewards.extract import UNFINISHED, final, given_json, gold, last_boxed, read_json, short, thinking
 from rlft.rewards.structured import f1
 from rlft.types import Task, Trajectory
 
@@ -36,6 +36,8 @@ def set_match(
     if mode not in ("exact", "f1", "jaccard"):
         raise RewardError(f"set_match: mode {mode!r}; expected 'exact', 'f1' or 'jaccard'")
     wanted, found = set(_gold_items(task, "set_match", case)), set(items(final(trajectory), case))
+    if thinking(trajectory):
+        return 0.0, UNFINISHED
     shared, either = len(wanted & found), len(wanted | found)
     value = float(wanted == found)
     if mode == "f1":
@@ -61,6 +63,8 @@ def list_match(
     if mode not in ("exact", "positions"):
         raise RewardError(f"list_match: mode {mode!r}; expected 'exact' or 'positions'")
     wanted, found = _gold_items(task, "list_match", case), items(final(trajectory), case)
+    if thinking(trajectory):
+        return 0.0, UNFINISHED
     right = sum(a == b for a, b in zip(wanted, found, strict=False))
     longer = max(len(wanted), len(found))
     value = float(wanted == found) if mode == "exact" else right / longer if longer else 1.0

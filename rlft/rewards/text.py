@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Literal
 
+from rapidfuzz.distance import LCSseq
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize as rouge_tokens
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
@@ -15,6 +17,7 @@ from rlft.rewards.extract import gold, last_tag, said, short
 from rlft.types import Task, Trajectory
 
 MAX_RATIO, MAX_SPARE = 20, 200  # a text of more words than MAX_RATIO times its longest reference + MAX_SPARE is worth 0
+MAX_CELLS = 4_000_000  # pairs of words that rougeLsum compares: it takes time quadratic in the texts
 
 
 def bleu(
@@ -64,7 +67,7 @@ def rouge(task: Task, trajectory: Trajectory, *, which: str = "rougeL", stem: bo
         tag: reads the last <tag>...</tag> if there is one, else all that was said.
 
     Raises:
-        TaskError: the answer is neither a text nor a list of texts, or no reference has a word.
+        TaskError: the answer is neither a text nor a list of texts, no reference has a word, or, with "rougeLsum", one has over 2000.
         RewardError: `which` is unknown.
     """
     if which not in ("rougeL", "rougeLsum") and not (len(which) == 6 and which.startswith("rouge") and which[5] in "123456789"):
@@ -73,7 +76,24 @@ def rouge(task: Task, trajectory: Trajectory, *, which: str = "rougeL", stem: bo
     if not references:
         raise TaskError(f"rouge: the answer {short(task.answer)} of task {task.id!r} has no word of a-z and 0-9; use chrf")
     text = _text(trajectory, tag, references)
+    if which == "rougeL":
+        return _longest_common(references, text, stem)
+    if which == "rougeLsum":
+        words = max(len(rouge_tokens(reference, None)) for reference in references)
+        if words**2 > MAX_CELLS:
+            raise TaskError(f"rouge: a reference of task {task.id!r} has {words} words, too many for rougeLsum; use rougeL")
+        text = text if words * len(rouge_tokens(text, None)) <= MAX_CELLS else ""
     return float(_rouge(which, stem).score_multi(references, text)[which].fmeasure) if text else 0.0
+
+
+def _longest_common(references: list[str], text: str, stem: bool) -> float:
+    """F1 of the longest common subsequence of words, against the best reference. The library's own takes quadratic time in Python."""
+    tokenizer = DefaultTokenizer(use_stemmer=stem)
+    said, best = tokenizer.tokenize(text), 0.0
+    for words in map(tokenizer.tokenize, references):
+        common = LCSseq.similarity(words, said)
+        best = max(best, 2 * common / (len(words) + len(said)))
+    return best
 
 
 @functools.lru_cache

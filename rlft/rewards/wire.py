@@ -143,6 +143,7 @@ def _turn_table(turn: Turn, tokens: bool) -> dict[str, Any]:
         "finish_reason": sampled.finish_reason,
         "policy_version": sampled.policy_version,
         "num_sampled": len(sampled.token_ids),
+        **({"opened": turn.opened} if turn.opened else {}),
         **(ids if tokens else {}),
     }
 
@@ -164,6 +165,7 @@ class _Turn(_Table):
     observed: list[dict[str, Any]] = []
     reward: float = 0.0
     tag: str = ""
+    opened: str = ""
     finish_reason: FinishReason = "stop"
     policy_version: int = 0
     num_sampled: int = Field(default=0, ge=0)
@@ -226,4 +228,13 @@ def _trajectory(table: _Trajectory, task: Task, group_id: str) -> Trajectory:
 def _turn(table: _Turn) -> Turn:
     ids = range(-table.num_sampled, 0) if table.token_ids is None else table.token_ids
     sampled = Completion(ids, table.logprobs or [], table.finish_reason, table.policy_version)
-    return Turn(table.prompt_ids or [], sampled, table.action, table.sources or [], table.reward, table.tag, tuple(table.observed))
+    return Turn(
+        table.prompt_ids or [],
+        sampled,
+        table.action,
+        table.sources or [],
+        table.reward,
+        table.tag,
+        tuple(table.observed),
+        opened=table.opened,
+    )

@@ -53,7 +53,7 @@ async def run_episode(
             step = _checked(await _ask(env.step(action), env), env)
             sources = sources + [int(Source.HINT if injected else Source.POLICY)] * len(completion.token_ids)
             parts = {VERDICT: float(step.reward)} if getattr(env, "gives_turn_rewards", False) else {}
-            turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed, parts))
+            turns.append(Turn(ids, completion, action, sources, step.reward, tag, observed, parts, renderer.opened(ids, observed)))
             if step.done or len(turns) == max_turns or completion.finish_reason != "stop":
                 break
             sampled, observed = list(completion.token_ids), _said(step.messages, env)

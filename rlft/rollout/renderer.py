@@ -15,10 +15,12 @@ from typing import Any
 from rlft.chat.chat import ASSISTANT, QUESTION, Chat, Rendered, key_of
 from rlft.chat.messages import normal
 from rlft.chat.template import attempt
+from rlft.chat.thoughts import MARKS, left_open
 from rlft.envs.base import ToolSpec
 from rlft.errors import ConfigError, RenderError
 from rlft.types import Message
 
+OPENING = 64  # tokens at a prompt's end among which a chat template opens the thought
 CACHED = 1024  # prompts, and as many replies of environments, whose ids are kept
 
 
@@ -162,6 +164,17 @@ class Renderer:
         Other special tokens (`<tool_call>`, `<think>`) stay: parsers and rewards read them.
         """
         return {"role": ASSISTANT, "content": self.text([i for i in completion_ids if i not in self._outside])}
+
+    def opened(self, prompt_ids: Sequence[int], messages: Sequence[Message]) -> str:
+        """The mark of the thought that a prompt leaves open, "" where it leaves none open.
+
+        Args:
+            messages: what was said last; a begun message of the assistant may have opened a thought too.
+        """
+        if messages and messages[-1]["role"] == ASSISTANT:
+            return left_open(messages[-1]["content"])
+        end = self.text(prompt_ids[-OPENING:]).rstrip()
+        return next((opening for opening, _ in MARKS if end.endswith(opening)), "")
 
     def readable(self, ids: Sequence[int]) -> str:
         """What `ids` say to a person: no special tokens."""

@@ -51,6 +51,9 @@ class CharRenderer:
     def demonstrate(self, text: str, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> tuple[list[int], list[int]]:
         return self.render(messages, tools), self.target(text)
 
+    def opened(self, prompt_ids: Sequence[int], messages: Sequence[Message]) -> str:
+        return ""
+
     def parse(self, completion_ids: Sequence[int]) -> Message:
         return {"role": "assistant", "content": "".join(map(chr, completion_ids))}
 

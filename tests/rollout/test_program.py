@@ -231,3 +231,11 @@ def test_a_first_attempt_stands_in_the_context_as_the_template_writes_it():
     first, *_ = asyncio.run(run_episode(task, Echo(turns=3), policy, renderer, 2)).turns
     whole = [*TASK.messages, {"role": "assistant", "content": " 4 "}]
     assert [*first.prompt_ids, *first.completion.token_ids] == renderer.chat.ids(whole, open_answer=False)
+
+
+def test_every_turn_knows_the_thought_that_its_prompt_opened():
+    tokenizer = family_tokenizer("chatml")
+    policy = RandomPolicy(0, len(tokenizer), tokenizer.eos_token_id)
+    assert [turn.opened for turn in play(tokenizer, policy, Echo(turns=3)).turns] == ["", "", ""]
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    assert [turn.opened for turn in play(tokenizer, policy, Echo(turns=3)).turns] == ["<think>"] * 3

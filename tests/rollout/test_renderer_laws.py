@@ -372,3 +372,20 @@ def test_many_demonstrations_are_what_each_is():
     renderer = make(with_template(DROPS_THOUGHT))
     good, lost = renderer.demonstrations([("4", [USER]), ("<think>easy</think>4", [USER])])
     assert good == renderer.demonstrate("4", [USER]) and isinstance(lost, RenderError)
+
+
+@pytest.mark.parametrize("added", [(), ("<think>", "</think>")])
+def test_a_prompt_tells_of_the_thought_that_its_template_opened(added):
+    opens, plain = make(with_template(OPENS_THOUGHT, added=added)), make(with_template(TURN, added=added))
+    asks = [{"role": "user", "content": "Put what you think behind <think>"}]
+    assert opens.opened(opens.render([USER]), [USER]) == "<think>"
+    assert plain.opened(plain.render([USER]), [USER]) == plain.opened(plain.render(asks), asks) == ""
+    closes = make(with_template(TURN.replace("assistant\n{% endif", "assistant\n<think>\n\n</think>\n\n{% endif"), added=added))
+    assert closes.opened(closes.render([USER]), [USER]) == ""
+
+
+def test_a_begun_message_tells_of_the_thought_that_it_opened():
+    renderer = make(with_template(TURN))
+    for begun, opened in (("<think>\nLet me see", "<think>"), ("<think>hm</think> It is", ""), ("It is", "")):
+        asked = [USER, said(begun)]
+        assert renderer.opened(renderer.render(asked), asked) == opened

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlft.errors import ConfigError, TaskError
-from rlft.rewards.adapters.calling import found, prompt_text, said
+from rlft.rewards.adapters.calling import found, prompt_text
+from rlft.rewards.extract import last_tag, said, thinking
 from rlft.types import Task, Trajectory
 
 INSTALL = "install it with: pip install reasoning-gym"
@@ -38,7 +38,7 @@ def reasoning_gym(
     if not name:
         raise TaskError(f"reasoning_gym: task {task.id!r} has no metadata.source_dataset; set the option dataset")
     entry = {"question": task.messages[-1]["content"] if task.messages else prompt_text(task), "answer": task.answer, "metadata": metadata}
-    return _score_answer(name, json.dumps(config or {}))(_answer(said(trajectory), tag), entry)
+    return _score_answer(name, json.dumps(config or {}))(_answer(trajectory, tag), entry)
 
 
 def reasoning_gym_tasks(*, dataset: str, size: int = 500, seed: int = 0, **config: Any) -> Iterator[Task]:
@@ -51,11 +51,9 @@ def reasoning_gym_tasks(*, dataset: str, size: int = 500, seed: int = 0, **confi
         yield Task(f"{dataset}/{seed}/{number}", (message,), entry["answer"], {"metadata": entry["metadata"]})
 
 
-def _answer(text: str, tag: str) -> str | None:
-    if not tag:
-        return text.strip()
-    inside = re.findall(rf"<{re.escape(tag)}>(.*?)</{re.escape(tag)}>", text, re.DOTALL)
-    return inside[-1].strip() if inside else None
+def _answer(trajectory: Trajectory, tag: str) -> str | None:
+    inside = last_tag(said(trajectory), tag) if tag else said(trajectory)
+    return None if inside is None or thinking(trajectory) else inside.strip()
 
 
 @functools.cache

@@ -19,10 +19,11 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _STATED = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)[\s*]*(?=[^\s.])|\banswer\s*(?=\$|\\\(|\\\[)", re.IGNORECASE)
+_HASHES = re.compile(r"^[ \t]{0,20}####[ \t]*+(?=\S)", re.MULTILINE)
 _SENTENCE = re.compile(r"[^\n]*?(?=[\s*.]{0,20}(?:\n|$)|\**\.\s)")
 _MATH = re.compile(
-    rf"(?:\$\$(?P<dollars>(?:\\\$|[^$]){{1,{MAX_LENGTH}}})\$\$|\\\[(?P<bracket>(?s:.{{1,{MAX_LENGTH}}}?))\\\]"
-    rf"|(?<![\\\d])\$(?P<inline>(?:\\\$|[^$\n]){{1,{MAX_LENGTH}}})\$|\\\((?P<paren>[^\n]{{1,{MAX_LENGTH}}}?)\\\))"
+    rf"(?:\$\$(?P<dollars>(?:\\\$|[^$]){{1,{MAX_LENGTH}}})\$\$|\\\[(?P<bracket>(?:[^\\]|\\[^\[\]]){{1,{MAX_LENGTH}}}+)\\\]"
+    rf"|(?<![\\\d])\$(?P<inline>(?:\\\$|[^$\n]){{1,{MAX_LENGTH}}})\$|\\\((?P<paren>(?:[^\n\\]|\\[^\n()]){{1,{MAX_LENGTH}}}+)\\\))"
     r"(?P<percent>[ \t]*(?:\\?%|percent\w*|pct))?"
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])(?!sqrt|log|sin|cos|tan|pi|and|or|percent|pct)[A-Za-z]{2,}|\n")
@@ -47,7 +48,7 @@ def extract(text: str, mode: Mode = "boxed") -> Answer:
     Args:
         mode: "boxed" takes the last \boxed{...} or \fbox{...}; boxes that form one list ("\boxed{1} and
             \boxed{2}") are one answer. "boxed_or_last" takes, where there is no box, the last <answer> tag,
-            else what follows the last "answer is" or "answer:", else the last mathematics between dollar
+            else what follows the last "answer is", "answer:" or "####", else the last mathematics between dollar
             signs (or \(\), \[\]), else the text if it has no words. "whole" takes the text itself where there
             is no box.
     """
@@ -103,8 +104,9 @@ def _one_list(between: str) -> bool:
 def _last_marked(text: str) -> str | None:
     if (tagged := _tagged(text)) is not None:
         return tagged
-    if stated := _last(_STATED, text):
-        after = text[stated.end() :]
+    marks = [mark for mark in (_last(_STATED, text), _last(_HASHES, text)) if mark]
+    if marks:
+        after = text[max(mark.end() for mark in marks) :]
         found = _run(after) if _MATH.match(after) else None
         return found or _SENTENCE.match(after)[0].rpartition(" is ")[2]  # type: ignore[index]  # it matches everywhere
     return _run(text, last=True) or (None if _PROSE.search(text.strip()) else text)

@@ -6,11 +6,14 @@ from functools import lru_cache
 from typing import get_args
 
 from rlft.errors import RewardError, TaskError
+from rlft.rewards.extract import said
 from rlft.rewards.grader import Canary, defaults, spoken
 from rlft.rewards.math import caps as limits
-from rlft.rewards.math.equal import parse, parse_gold, same_text, same_value, tidy
+from rlft.rewards.math import units as measures
+from rlft.rewards.math.equal import Comparison, parse, parse_gold, same_text, same_value, tidy
 from rlft.rewards.math.extract import Answer, Mode
 from rlft.rewards.math.extract import extract as extracted
+from rlft.rewards.math.numbers import is_number
 from rlft.types import Task, Trajectory
 
 
@@ -28,6 +31,7 @@ CANARIES = (
     _canary("(1, 2)", "[1, 2]", 0.0),
     _canary("41", "42", 0.0),
 )
+UNEQUAL = "the answer is not equal to the expected one"
 _COMMON = (
     r"-\sqrt{3}+2^{5}", r"(1,2]\cup[3,\infty)", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\sin(x)\cos x", r"\log_2 8", "5!", "|x-1|",
     r"\sum_{k=1}^{n} k", "x=3, y=4", r"x \le 5", r"\text{Evelyn}", r"28\%", r"2\pi r", r"e^{2i}", r"\binom{5}{2}", "3.14", "1:2", "a_{1}=2",
@@ -44,7 +48,8 @@ def math_equal(
     caps: bool = True,
     float_rounding: int = 6,
     strict: bool = True,
-    allow_set_relation_comp: bool = False,
+    allow_set_relation_comp: bool = True,
+    units: bool = True,
 ) -> tuple[float, str]:
     r"""1 if the answer in the last thing said equals the task's as mathematics, else 0; with feedback.
 
@@ -54,10 +59,12 @@ def math_equal(
     Args:
         extract: where the answer stands; see `rlft.rewards.math.extract.extract`.
         caps: refuse what cannot be computed in time without trying (`rlft.rewards.math.caps`).
-        float_rounding: decimals to which floats are compared.
+        float_rounding: digits to which decimals are compared (`rlft.rewards.math.numbers.same_number`).
         strict: variables have to have the same names, and a set is no tuple.
         allow_set_relation_comp: an inequality may stand for the set that it describes, also where the task's
             answer is the set.
+        units: whether 5 km and 5 m are two answers, and 12 and 12_8; else units and the bases of numerals are dropped. A unit that
+            only one of the two has makes no difference.
 
     Raises:
         TaskError: the task's answer is missing, beyond the caps, or cannot be read as mathematics.
@@ -71,20 +78,30 @@ def math_equal(
         return 0.0, found.problem
     answer = tidy(found.latex)
     same = same_text(answer, gold)
-    if same is None:
-        if caps:
-            _within_caps(answer)
-        readings = parse(answer)
-        same = same_value(
-            readings,
-            list(parse_gold(gold)),
-            float_rounding=float_rounding,
-            strict=strict,
-            allow_set_relation_comp=allow_set_relation_comp,
-        )
-        if not same and len(readings) == 1:
-            return 0.0, "the answer cannot be read as mathematics"
-    return float(same), "" if same else "the answer is not equal to the expected one"
+    if same is not None:
+        return float(same), "" if same else UNEQUAL
+    if caps:
+        _within_caps(answer)
+    value, unit = _measured(answer, found.latex, units)
+    expected, expected_unit = _measured(gold, reference(task.answer).latex, units)
+    factor = measures.factor(unit, expected_unit) if units else 1.0
+    if factor is None:
+        return 0.0, "the answer has another unit"
+    if factor == 1.0 and same_text(value, expected):
+        return 1.0, ""
+    readings = parse(value)
+    if factor != 1.0:
+        readings = [reading * factor for reading in readings if is_number(reading)]
+    same = same_value(readings, list(parse_gold(expected)), Comparison(float_rounding, strict, allow_set_relation_comp))
+    if not same and len(readings) == 1 and factor == 1.0:
+        return 0.0, "the answer cannot be read as mathematics"
+    return float(same), "" if same else UNEQUAL
+
+
+def _measured(tidied: str, latex: str, units: bool) -> tuple[str, str]:
+    """A value, numerals with a base computed, and its unit."""
+    value, unit = measures.split(tidied)
+    return (measures.plain_numerals(value) if units else value), unit or measures.currency(latex)
 
 
 def warm_up() -> None:
@@ -102,7 +119,7 @@ def reference(answer: object) -> Answer:
 
 
 def _said(trajectory: Trajectory, mode: Mode) -> Answer:
-    return extracted(trajectory.text if isinstance(trajectory.text, str) else "", mode)
+    return extracted(said(trajectory), mode)
 
 
 def _gold(task: Task, caps: bool) -> str:
@@ -122,7 +139,7 @@ def _defect(gold: str, caps: bool) -> str:
             limits.check(gold)
     except limits.Unsupported as beyond:
         return str(beyond)
-    return "" if len(parse_gold(gold)) > 1 else "it cannot be read as mathematics; use exact_match for such tasks"
+    return "" if len(parse_gold(_measured(gold, "", True)[0])) > 1 else "it cannot be read as mathematics; use exact_match for such tasks"
 
 
 def _within_caps(answer: str) -> None:
