@@ -11,21 +11,20 @@ MARKS = (
     ("◁think▷", "◁/think▷"),  # Kimi
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),  # gpt-oss
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),  # gpt-oss before a call
 )
 
 
 def answer_of(text: str) -> str | None:
     """What stands behind the last thought of a text, all of it where there is none; None where the thought has not ended."""
-    for opening, end in MARKS:
+    for _, end in MARKS:
         text = text.rpartition(end)[2]
-        if opening in text:
-            return None
-    return text
+    return None if any(opening in text for opening, _ in MARKS) else text
 
 
 def left_open(text: str) -> str:
     """The mark of the thought that a text ends in, "" where it ends in none."""
+    ends: dict[str, int] = {}
     for opening, end in MARKS:
-        if text.rfind(opening) > text.rfind(end):
-            return opening
-    return ""
+        ends[opening] = max(ends.get(opening, -1), text.rfind(end))
+    return next((opening for opening, end in ends.items() if text.rfind(opening) > end), "")

@@ -124,6 +124,7 @@ class MathVerifier:
         self._broken = self._broken or "the verifier was closed"
         if hasattr(self, "_pool"):
             self._wait(self._pool.close())
+        self._wait(self._loop.shutdown_default_executor())  # its threads waited for the processes' ends
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(ALIVE_S)
         if not self._thread.is_alive():
