@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rlft.errors import ConfigError
+from rlft.report.folder import RunFolder, flat
 from rlft.report.metrics import STEP
 from rlft.report.results import before_and_after, figures, with_interval
-from rlft.report.tracking import RunFolder, flat
 
 SHARE = 0.1  # of the steps, at either end, that a figure is the mean of
 # The mean over the first steps and the last ones; what a run does not record it has no line for.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlft.report.tracking import RunFolder
+    from rlft.report.folder import RunFolder
 
 WORST = ("publish/max_diff", "ratio/first_max_dev", "kl/rollout_abs_max")  # largest over the run, kept in summary.json
 

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from rlft.errors import visible
 from rlft.report.evaluation import Evaluation
+from rlft.report.folder import RunFolder
 from rlft.report.metrics import time_table
 from rlft.report.results import before_and_after, figures, interval, with_interval
 from rlft.report.results import summarize_run as summarize_run
-from rlft.report.tracking import RunFolder
 
 NUM_SAMPLES = 5
 SHOWN = ("reward/", "loss/", "preference/accuracy", "rollout/failed", "rollout/truncated", "rollout/tokens", "kl/ref", "kl/old")

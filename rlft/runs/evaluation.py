@@ -13,8 +13,8 @@ from rlft.data.disk import write_text
 from rlft.errors import RewardError
 from rlft.loop import check_failures
 from rlft.report.evaluation import Evaluation, attempts, summarize, task_results, values_of
+from rlft.report.folder import plain
 from rlft.report.screen import Phase
-from rlft.report.tracking import plain
 from rlft.types import Sampled, Task
 
 if TYPE_CHECKING:

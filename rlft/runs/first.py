@@ -19,7 +19,7 @@ from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
 from rlft.hub import check_model
 from rlft.names import bind, check_name
-from rlft.report.tracking import RunFolder
+from rlft.report.folder import RunFolder
 from rlft.rewards.compose import Term, compose
 from rlft.rollout.renderer import check_template_file
 from rlft.runs.limits import in_context, stated_positions
@@ -49,7 +49,7 @@ def look(config: RunConfig, command: Command, beside: Path | None = None, overwr
     check_wishes(overwrite, resume)
     check_run_dir(config.run_dir)
     folder = RunFolder(Path(config.run_dir))
-    folder.check_resumable() if resume else folder.check_free(overwrite)
+    folder.check_resumable() if resume else folder.check_free(config, overwrite)
     check_model(config.model)
     check_template_file(config.chat_template)
     if command in ("train", "eval"):

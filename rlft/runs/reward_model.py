@@ -24,9 +24,10 @@ from rlft.loop import learn
 from rlft.report import preferences as preference_report
 from rlft.report import summary
 from rlft.report.callbacks import Callback
+from rlft.report.folder import RunFolder
 from rlft.report.preferences import PreferenceReport
 from rlft.report.screen import Screen
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.tracking import Tracker
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
 from rlft.runs.beginning import READING, bring_up, shown_ray
 from rlft.runs.checkpoints import PROGRESS, writing

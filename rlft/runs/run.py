@@ -20,8 +20,9 @@ from rlft.learner.rows import Row, demonstration_row, pack_rows
 from rlft.loop import learn
 from rlft.report import summary
 from rlft.report.callbacks import Callback
+from rlft.report.folder import RunFolder
 from rlft.report.screen import Screen
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.tracking import Tracker
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rollout.templates import check_template
 from rlft.runs.beginning import READING, bring_up, shown_ray

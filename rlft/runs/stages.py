@@ -21,7 +21,8 @@ from rlft.errors import ConfigError
 from rlft.loop import Plan, Progress, train
 from rlft.report import summary
 from rlft.report.evaluation import Evaluation
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.folder import RunFolder
+from rlft.report.tracking import Tracker
 from rlft.runs import checkpoints
 from rlft.runs.beginning import bring_up
 from rlft.runs.check import first_look

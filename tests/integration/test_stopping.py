@@ -9,7 +9,7 @@ import pytest
 from stop_moments import APPEAR_S, COMMITTED, MOMENTS, begin, end, stop, wait_for
 
 import rlft
-from rlft.report.tracking import RunFolder
+from rlft.report.folder import RunFolder
 from rlft.runs import checkpoints
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]

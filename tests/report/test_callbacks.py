@@ -13,7 +13,8 @@ from rlft.config import validate
 from rlft.errors import CallbackError, ConfigError
 from rlft.report import tracking
 from rlft.report.callbacks import NUM_SAMPLES, samples_of
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.folder import RunFolder
+from rlft.report.tracking import Tracker
 from rlft.types import Sampled, Task, TrajectoryInfo
 
 

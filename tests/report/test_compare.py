@@ -9,7 +9,7 @@ from rlft.cli import app
 from rlft.config import validate
 from rlft.errors import ConfigError
 from rlft.report.compare import compare, differences, read_runs, results
-from rlft.report.tracking import RunFolder
+from rlft.report.folder import RunFolder
 
 
 def write_run(path, earned, ended=True, alarms=(), **table):

@@ -8,8 +8,9 @@ import pytest
 import rlft.config
 from rlft.config import GuardsConfig
 from rlft.errors import RewardError
+from rlft.report.folder import RunFolder
 from rlft.report.guards import Guards
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.tracking import Tracker
 from rlft.types import Example
 
 

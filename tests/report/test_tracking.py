@@ -20,9 +20,9 @@ import rlft.config
 import rlft.report.wandb
 from rlft.config import TrackingConfig
 from rlft.data.sources import BadRow
-from rlft.errors import ConfigError
+from rlft.report.folder import RunFolder, plain
 from rlft.report.lines import StepLine, evaluation_text, step_parts
-from rlft.report.tracking import RunFolder, Tracker, plain
+from rlft.report.tracking import Tracker
 from rlft.report.wandb import FINISH_S, WandbFeed
 from rlft.types import Sampled, Task, TrajectoryInfo
 
@@ -45,67 +45,6 @@ class Screen(Console):
     def shown(self):
         assert isinstance(self.file, io.StringIO)
         return self.file.getvalue()
-
-
-def test_a_run_folder_holds_the_resolved_run_file(tmp_path):
-    folder = RunFolder.create(tmp_path / "deep" / "run", CONFIG)
-    assert rlft.config.load(folder.config).model_dump(exclude={"run_dir"}) == CONFIG.model_dump(exclude={"run_dir"})
-    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "plots", "rollouts"]
-
-
-def test_an_existing_run_is_kept_unless_overwriting_is_allowed(tmp_path):
-    RunFolder.create(tmp_path / "run", CONFIG).append_metrics({"step": 1})
-    with pytest.raises(ConfigError, match="holds the results of a run; choose another run_dir, or allow overwriting"):
-        RunFolder.create(tmp_path / "run", CONFIG)
-    assert (tmp_path / "run" / "metrics.jsonl").exists()
-    assert RunFolder.create(tmp_path / "run", CONFIG, overwrite=True).rows() == []
-
-
-def test_what_a_failed_start_left_is_used_again_and_what_rlft_did_not_write_stays(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", CONFIG)
-    folder.quarantine.write_text("{}\n")
-    (folder.path / "notes.txt").write_text("mine")
-    RunFolder.create(tmp_path / "run", CONFIG)
-    assert sorted(p.name for p in folder.path.iterdir()) == ["checkpoints", "config.toml", "notes.txt", "plots", "rollouts"]
-    (folder.checkpoints / "step-000001").mkdir()  # the controls: a checkpoint, and a step in another test, are results
-    with pytest.raises(ConfigError, match=r"holds the results of a run; .*--overwrite.*or go on with it \(--resume"):
-        RunFolder.create(tmp_path / "run", CONFIG)
-
-
-def test_a_folder_in_which_another_process_is_starting_is_not_taken(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        config = RunFolder.create(tmp_path / "run", CONFIG).config
-        config.write_text(config.read_text().replace(f"process {os.getpid()} on", f"process {other.pid} on"))
-        with pytest.raises(ConfigError, match=rf"is where process {other.pid} of .* starts a run; choose another run_dir, or"):
-            RunFolder.create(tmp_path / "run", CONFIG)
-        other.kill()
-    RunFolder.create(tmp_path / "run", CONFIG)  # the control: it has ended
-    config.write_text(config.read_text().replace(f" on {socket.gethostname()}", " on another-machine"))
-    with pytest.raises(ConfigError, match="of another-machine starts a run"):
-        RunFolder.create(tmp_path / "run", CONFIG)
-
-
-def test_an_empty_folder_is_taken(tmp_path):
-    assert RunFolder.create(tmp_path, CONFIG).path == tmp_path
-
-
-@pytest.mark.parametrize("config_file", [None, 'model = "somebody else\'s"\n'])
-def test_a_folder_that_is_no_run_is_never_removed(tmp_path, config_file):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    if config_file:
-        (tmp_path / "config.toml").write_text(config_file)
-    with pytest.raises(ConfigError, match="holds no rlft run and is never overwritten"):
-        RunFolder.create(tmp_path, CONFIG, overwrite=True)
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-def test_a_link_to_a_run_and_a_file_are_never_removed(tmp_path):
-    RunFolder.create(tmp_path / "run", CONFIG)
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    (tmp_path / "file").write_text("x")
-    for name in ("link", "file"):
-        with pytest.raises(ConfigError, match="never overwritten"):
-            RunFolder.create(tmp_path / name, CONFIG, overwrite=True)
 
 
 def strictly(text):

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from rlft.config import validate
+from rlft.report.folder import RunFolder
 from rlft.report.screen import Screen
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.tracking import Tracker
 from rlft.runs.beginning import bring_up
 
 FIRST = """

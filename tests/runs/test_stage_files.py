@@ -20,7 +20,8 @@ from rlft.envs.attempts import Attempts
 from rlft.envs.reflect import ReflectRetry
 from rlft.envs.single_turn import SingleTurn
 from rlft.errors import ConfigError, DataError, SaveError
-from rlft.report.tracking import RunFolder, Tracker
+from rlft.report.folder import RunFolder
+from rlft.report.tracking import Tracker
 from rlft.rewards.compose import compose, pack
 from rlft.runs import checkpoints, stages
 from rlft.runs.checkpoints import Saved
