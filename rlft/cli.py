@@ -82,7 +82,8 @@ def _read(
     run: str, set: list[str] | None, command: first.Command, overwrite: bool = False, resume: bool = False
 ) -> tuple[RunConfig, Screen]:
     """A run file, with everything told that needs no actors, and the screen, which says at once what begins."""
-    config, screen = load(run, set or ()), Screen(doing=note_doing)
+    ending = "-eval" if command == "eval" else ""  # `rlft eval` of a run file that was trained by has results of its own
+    config, screen = load(run, set or (), ending), Screen(doing=note_doing)
     shown = command != "check"
     if shown:
         _announce(screen, command, run, config)

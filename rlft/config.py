@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import expanduser
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
@@ -16,6 +17,7 @@ from rlft.names import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
+Local = Annotated[str, AfterValidator(expanduser)]  # what may be a path: "~" is the user's home
 
 
 class Section(BaseModel):
@@ -25,7 +27,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where tasks come from."""
 
-    source: str = ""  # JSONL / Parquet file, Hub name, or "module:function"
+    source: Local = ""  # JSONL / Parquet file, Hub name, or "module:function"
     split: str = "train"  # for Hub names
     prompt: str = "prompt"  # field with the prompt: text, or a list of messages
     answer: str = "answer"  # field with the answer; "" for none
@@ -143,7 +145,7 @@ def learning_rate(learner: LearnerConfig, kind: Kind) -> float:
 class CriticConfig(Section):
     """The model of values, for algorithms that need one. It trains beside the policy, under the same DeepSpeed options."""
 
-    model: str = ""  # folder or Hub name; "" = the run's model
+    model: Local = ""  # folder or Hub name; "" = the run's model
     shared: bool = False  # a value head on the policy's own body instead of a model
     lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=0, ge=0)  # first updates in which only the critic learns
@@ -233,12 +235,12 @@ MERGED = ("data", "reward_pool", "rollout", "learner", "critic", "eval", "guards
 class RunConfig(Section):
     """One run. With `stages`, `steps` is the sum of theirs."""
 
-    model: str  # folder or Hub name
+    model: Local  # folder or Hub name
     steps: int = Field(default=100, ge=1)
     tasks_per_step: int = Field(default=32, ge=1)  # tasks rolled out (demonstrations, preference pairs learned) in a step
     seed: int = 0
-    run_dir: str = ""  # "" = runs/<name of the run file>
-    chat_template: str = ""  # file with a Jinja template; "" = the model's own
+    run_dir: Local = ""  # "" = runs/<name of the run file>
+    chat_template: Local = ""  # file with a Jinja template; "" = the model's own
     data: DataConfig = DataConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     env: dict[str, Any] = {"name": "single_turn"}
@@ -271,12 +273,13 @@ class RunConfig(Section):
             raise ConfigError("\n".join(f"stages[{index}].{line}" for line in str(error).splitlines())) from None
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Iterable[str] = (), ending: str = "") -> RunConfig:
     """Read a run file and apply overrides such as "rollout.group_size=16".
 
     Args:
         path: a TOML file, or the name of a recipe that ships with rlft.
         overrides: "dotted.key=value"; the value is TOML, or else taken as a string.
+        ending: of the folder's name where the file sets no run_dir.
 
     Raises:
         ConfigError: missing file, unknown key (with the nearest valid one), wrong type or
@@ -289,7 +292,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(table, override)
-    table.setdefault("run_dir", f"runs/{file.stem}")
+    table["run_dir"] = table.get("run_dir") or f"runs/{file.stem}{ending}"
     return validate(table)
 
 

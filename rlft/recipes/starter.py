@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlft.config import RECIPES, load
+from rlft.errors import ConfigError
 
 PAD, EOS = "<|endoftext|>", "<|im_end|>"  # names that Qwen tokenizers know, so that loading adds no others
 
@@ -24,15 +25,19 @@ def build_starter(folder: str | Path, seed: int = 0, address: str | None = None)
 
     Returns the folder with the model in Hugging Face format. A folder made by another version
     of the recipe is made anew.
-    """
-    from rlft.runs.run import sft
 
+    Raises:
+        ConfigError: the folder holds something else.
+    """
     folder = Path(folder)
     recipe = (RECIPES / "starter.toml").read_bytes() + (RECIPES / "addition.py").read_bytes() + Path(__file__).read_bytes()
     identity = hashlib.sha256(recipe + str(seed).encode()).hexdigest()
     stamp = folder / "starter.sha256"
     if stamp.is_file() and stamp.read_text() == identity:
         return folder
+    check_replaceable(folder, stamp)
+    from rlft.runs.run import sft
+
     work = folder.with_name(f"{folder.name}.sft")
     untrained = make_model(folder.with_name(f"{folder.name}.untrained"), seed)
     config = load("starter", [f"model={untrained}", f"seed={seed}", f"data.options.seed={seed}", f"run_dir={work}"])
@@ -41,6 +46,14 @@ def build_starter(folder: str | Path, seed: int = 0, address: str | None = None)
     shutil.copytree(summary["checkpoint"], folder)
     stamp.write_text(identity)
     return folder
+
+
+def check_replaceable(folder: Path, stamp: Path) -> None:
+    """Refuse a folder in which something lies that was not made here. Raises ConfigError."""
+    if folder.exists() and not (folder.is_dir() and (stamp.is_file() or not any(folder.iterdir()))):
+        raise ConfigError(f"{str(folder)!r} exists and holds no model that rlft made; nothing in it is removed: choose another --out")
+    if not folder.name:
+        raise ConfigError(f"--out {str(folder)!r}: name a folder of its own")
 
 
 def make_tokenizer() -> Any:
