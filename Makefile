@@ -40,7 +40,7 @@ READY := .venv/.installed-$(DEVICE)-$(shell cat $(LOCK) requirements/data.txt py
 COMPILE := .venv/bin/uv pip compile pyproject.toml --quiet --extra dev --extra real --override requirements/overrides.txt --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: setup demo demo-real test test-unit test-nightly lint mutate lock clean
+.PHONY: setup demo demo-real test test-fast test-unit test-nightly lint mutate lock clean
 
 setup: $(READY)
 
@@ -52,6 +52,9 @@ demo-real: $(READY)
 
 test: $(READY)
 	.venv/bin/pytest
+
+test-fast: $(READY)
+	.venv/bin/pytest -m "not integration and not slow"
 
 test-unit: $(READY)
 	.venv/bin/pytest -m "not integration"

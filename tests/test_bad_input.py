@@ -254,6 +254,7 @@ def test_an_error_waits_for_no_library_that_it_does_not_need(write_run, override
     assert done.stderr == error if error else done.stderr.startswith("ConfigError: model './none': no such folder")
 
 
+@pytest.mark.slow
 def test_making_a_model_prints_nothing(tmp_path):
     code = f"from rlft.recipes.starter import make_model; make_model({str(tmp_path / 'm')!r}, layers=1, width=32)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -337,7 +337,7 @@ def test_an_unknown_option_of_a_scorer_is_named():
 
 @defaults(on_error=0.0, canaries=[Canary(TASK, "right", 1.0), Canary(TASK, "wrong", 0.0)])
 def guarded(task, trajectory):
-    broken = os.environ.get("BROKEN_SINCE")
+    broken = os.environ.get("RLFT_BROKEN_SINCE")
     return 0.0 if broken and os.path.exists(broken) else right(task, trajectory)
 
 
@@ -347,7 +347,7 @@ def test_a_reward_brings_its_own_rule_and_the_run_file_has_the_last_word():
 
 
 def test_a_reward_that_breaks_is_stopped_within_a_thousand_gradings(tmp_path, monkeypatch):
-    monkeypatch.setenv("BROKEN_SINCE", str(tmp_path / "broken"))
+    monkeypatch.setenv("RLFT_BROKEN_SINCE", str(tmp_path / "broken"))
     texts = ["right"] * 100
     assert rewards(guarded, *texts, times=11) == [1.0] * 100
 
@@ -371,7 +371,7 @@ def test_a_reward_that_breaks_is_stopped_within_a_thousand_gradings(tmp_path, mo
 
 def test_a_reward_that_is_broken_from_the_start_grades_nothing(tmp_path, monkeypatch):
     (tmp_path / "broken").touch()
-    monkeypatch.setenv("BROKEN_SINCE", str(tmp_path / "broken"))
+    monkeypatch.setenv("RLFT_BROKEN_SINCE", str(tmp_path / "broken"))
     with pytest.raises(RewardError, match="fails its canary"):
         grade(guarded, "right")
 

@@ -385,6 +385,7 @@ def living():
     return psutil.Process().children(recursive=True)
 
 
+@pytest.mark.slow
 def test_200_hung_rewards_leave_the_pool_whole():
     def count():
         processes = living()

@@ -79,6 +79,7 @@ def test_cells_of_one_session_run_one_after_the_other():
     assert work(do, max_executions=4) == str(list(range(20)))
 
 
+@pytest.mark.slow
 def test_a_cell_that_hangs_is_interrupted_and_one_that_will_not_be_is_told_as_a_reset():
     async def do(worker):
         session = await worker.open_session()
@@ -184,6 +185,7 @@ def test_a_closed_worker_says_so():
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_it_is_a_ray_actor():
     import ray
 

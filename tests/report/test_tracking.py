@@ -237,6 +237,7 @@ def test_wandb_without_an_account_is_a_local_run(tmp_path, no_account, monkeypat
     assert_complete(folder)
 
 
+@pytest.mark.slow
 def test_a_wandb_that_cannot_be_reached_delays_a_run_by_its_deadline_at_most(tmp_path, no_account, monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

@@ -97,6 +97,7 @@ def test_there_are_enough_hacks():
 @pytest.mark.integration
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("uid", "tiers"), [(12345, "A,B"), (0, "B")], ids=["user", "root"])
+@pytest.mark.slow
 def test_no_hack_is_paid_where_this_process_is_not(uid, tiers):
     here, root = Path(__file__), Path(__file__).parents[2]
     command = [sys.executable, str(root / "tests/sandbox/as_user.py"), str(uid), sys.executable, "-m", "pytest", "-q", str(here)]

@@ -297,6 +297,7 @@ def published_verdict(case):
         return None
 
 
+@pytest.mark.slow
 def test_the_published_cases_of_math_verify_come_out_as_published_but_for_the_corrections():
     """The cases of math-verify 0.9.0's own tests; of long texts the end, as far as the verdict needs it."""
     assert (len(PUBLISHED), sum(case["equal"] for case in PUBLISHED)) == (266, 223)

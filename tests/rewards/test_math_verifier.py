@@ -91,6 +91,7 @@ def check_hostile(found, limit_s):
     assert {name for name, (_, status) in found.items() if status == "correct"} <= EQUAL_AFTER_ALL
 
 
+@pytest.mark.slow
 def test_the_hostile_answers_are_graded_or_given_up_in_time(integers):
     assert len(HOSTILE) == len({case["name"] for case in HOSTILE}) == 65
     found = grade_hostile(HOSTILE, LIMIT_S)
@@ -100,6 +101,7 @@ def test_the_hostile_answers_are_graded_or_given_up_in_time(integers):
     assert set(counted) <= {"correct", "wrong", "unsupported", "timeout", "oom", "crashed"}
 
 
+@pytest.mark.slow
 def test_without_caps_the_hard_ones_are_killed_at_the_deadline(integers):
     found = grade_hostile([case for case in HOSTILE if case["name"] in HARD], 0.5, caps=False)
     check_hostile(found, 0.5)
@@ -115,6 +117,7 @@ def test_without_caps_all_hostile_answers_end_in_time(integers):
     assert [status for _, status in found.values()].count("timeout") >= 20
 
 
+@pytest.mark.slow
 def test_other_answers_of_a_request_do_not_notice_two_hostile_ones():
     good = [(rf"\frac{{{n}}}{{{n + 1}}}", f"{n}/{n + 1}" if n % 3 else f"{n + 1}/{n}") for n in range(2, 182)]
     expected = ["correct" if n % 3 else "wrong" for n in range(2, 182)]
@@ -221,6 +224,7 @@ class Async:
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_ray_tasks_and_actors_of_all_kinds_hear_the_same():
     import ray
 

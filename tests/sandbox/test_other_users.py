@@ -18,6 +18,7 @@ FILES = ["test_programs.py", "test_reach.py", "test_limits.py", "test_sessions.p
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize(("uid", "tiers"), [(12345, "A,B"), (0, "B")], ids=["user", "root"])
+@pytest.mark.slow
 def test_every_attack_fails_there_too(uid, tiers, why_not):
     tiers = ",".join(tier for tier in tiers.split(",") if uid or why_not(tier))
     if not tiers:
