@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from rlft.config import RECIPES, RunConfig, load, local_file, whole_key
+from rlft.config import RunConfig, load, whole_key
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError, RlftError, visible
+from rlft.files import RECIPES, cure, local_file
 from rlft.report.screen import Screen
 from rlft.runs.stopping import note_doing
 
@@ -180,7 +181,7 @@ def check(
 def serve_reward(
     reward: Annotated[str, typer.Argument(help="'module:function', a built-in reward, or a run file with its [reward]")],
     host: Annotated[str, typer.Option(help="address to listen on; other than this machine's own needs a token")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8010,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8010,
     token_env: Annotated[str, typer.Option(help="environment variable that holds the token")] = "",
     token_file: Annotated[Path | None, typer.Option(help="file that holds the token")] = None,
     processes: Annotated[int, typer.Option(min=1, help="grading processes")] = 1,
@@ -226,6 +227,8 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="draw their curves into this PNG file too")] = None,
 ) -> None:
     """Print what several runs set differently and what came of it."""
+    if len(runs) < 2:
+        raise typer.BadParameter(f"one run has nothing to be compared with; give two or more: rlft compare {runs[0]} runs/other")
     from rich.console import Console
 
     from rlft.report import compare as comparing
@@ -320,5 +323,13 @@ def main() -> None:
     try:
         app()
     except RlftError as error:
-        print(f"{type(error).__name__}: {visible(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error, str(error))
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        _fail(error, f"{error.filename}: {error.strerror}{cure(error)}")
+
+
+def _fail(error: Exception, told: str) -> NoReturn:
+    print(f"{type(error).__name__}: {visible(told)}", file=sys.stderr)
+    sys.exit(1)

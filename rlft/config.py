@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
+from rlft.files import RECIPES as RECIPES
+from rlft.files import find_run_file, read_text
 from rlft.names import nearest
 
-RECIPES = Path(__file__).parent / "recipes"
 USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
 
 
@@ -282,9 +283,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: missing file, unknown key (with the nearest valid one), wrong type or
             range, or an option that does not apply.
     """
-    file = _find(path)
+    if isinstance(overrides, str | Mapping):
+        raise ConfigError(f"overrides: expected a list of texts such as ['steps=5'], got {overrides!r}")
+    file = find_run_file(path)
     try:
-        table = tomllib.loads(file.read_text())
+        table = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     for override in overrides:
@@ -311,20 +314,6 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
         if stage.until and (stage.until.above is None) == (stage.until.below is None):
             raise ConfigError(f"stages[{index}].until: expected one of above and below")
     return config.model_copy(update={"steps": sum(stage.steps for stage in config.stages)})
-
-
-def local_file(path: str | Path) -> Path | None:
-    """The run file that `path` names on this machine; None when it names a recipe."""
-    return Path(path) if Path(path).is_file() else None
-
-
-def _find(path: str | Path) -> Path:
-    recipe = RECIPES / f"{path}.toml"
-    file = local_file(path) or (recipe if recipe.is_file() else None)
-    if file is None:
-        names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-        raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")
-    return file
 
 
 def _apply(table: dict[str, Any], override: str) -> None:

@@ -7,6 +7,7 @@ As a program, `mistakes.py FOLDER MODEL` makes every mistake that needs no torch
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -43,7 +44,7 @@ class Mistake:
     name: str
     arguments: Sequence[str]  # of `rlft`
     told: str  # regular expression; what is said must name what to do
-    files: Mapping[str, str] = field(default_factory=dict)  # in place of the good ones, or beside them
+    files: Mapping[str, str | bytes] = field(default_factory=dict)  # in place of the good ones, or beside them
     exit: int = 1
     torch: bool = False  # whether the answer may wait for torch
     env: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +65,18 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("no such run file", ["train", "none.toml"], r"no run file 'none.toml'; give a TOML file or one of the recipes \["),
     Mistake("not TOML", ["train", "run.toml"], r"not valid TOML: .*line 2", {"run.toml": 'model = "m"\nsteps = = 3\n'}),
     Mistake("no model in it", ["train", "run.toml"], "model: missing; every run file must set it", {"run.toml": "steps = 3\n"}),
+    Mistake("a run file in Latin-1", ["train", "run.toml"], r"run.toml is no text in UTF-8 \(byte 0xe9 in line 2\): save it as UTF-8", {
+        "run.toml": b'steps = 3\nmodel = "caf\xe9"\n'}),
+    Mistake("a binary run file", ["train", "run.toml"], "run.toml is no text in UTF-8 .*it is a binary file; name a text file", {
+        "run.toml": b"\x7fELF\x00\xff\x00"}),
+    Mistake("a run file that cannot be read", ["train", "/proc/self/mem"], "/proc/self/mem cannot be read: .*; name another file"),
+    Mistake("a run file in JSON", ["train", "run.json"], r"run.json: a run file is TOML, in a file that ends in .toml; write its keys", {
+        "run.json": '{"model": "m"}'}),
+    Mistake("a run file in YAML", ["train", "run.yaml"], "run.yaml: a run file is TOML, .*; write its keys as TOML", {"run.yaml": "model: m"}),
+    Mistake("data for a run file", ["train", "tasks.jsonl"], 'a run file is TOML, .*: source = "tasks.jsonl" below'),
+    Mistake("a script for a run file", ["train", "my_rewards.py"], "a run file is TOML, .*; start a script with `python my_rewards.py`"),
+    Mistake("a folder for a run file", ["train", "."], "'.' is a folder; give the .toml file of a run: it holds run.toml"),
+    Mistake("a folder without a run file", ["train", "here"], "'here' is a folder; .*: it holds none", {"here/file": ""}),
     of_set("a key mistyped", "stepz=3", r"stepz: unknown key; did you mean 'steps'\?"),
     of_set("a section mistyped", "rolout.group_size=4", r"rolout: unknown key; did you mean 'rollout'\?"),
     of_set("a key at the top that has a section", "group_size=4", r"group_size: unknown key: it belongs in \[rollout\], as rollout.group_size"),
@@ -107,12 +120,21 @@ MISTAKES: Sequence[Mistake] = (
     of_set("no Hub, and told so", "model=owner/name", "while HF_HUB_OFFLINE keeps from asking the Hub: unset it", env={
         **NO_HUB, "HF_HUB_OFFLINE": "1"}),
     of_set("no such template", "chat_template=none.jinja", r"chat_template: no file 'none.jinja' \(looked in /"),
+    of_set("a binary template", "chat_template=t.jinja", "chat_template: 't.jinja' is no text in UTF-8 .*binary", files={"t.jinja": b"\x00\xff"}),
+    of_set("a config.json that is no text", "model=here", "model 'here': '.*config.json' is no text in UTF-8", files={
+        "here/config.json": b"\xff{}", "here/a.bin": ""}),
     # The data.
     of_set("no data", "data.source=", "data.source is not set; give a .jsonl"),
     of_set("no such file", "data.source=none.jsonl", r"\[data\] .*no such file \(looked in /.*\); check the path"),
     of_set("no such folder", "data.source=data/none", r"expected a .jsonl, .json, .parquet, .csv or .tsv file", files={"data/x": ""}),
     of_set("a file of another kind", "data.source=tasks.txt", "expected a file that ends in .jsonl", files={"tasks.txt": "1+1=2"}),
     of_set("a file of another kind, not there", "data.source=tasks.xlsx", "no such file or folder .*; expected a .jsonl"),
+    of_set("a folder with a file's name", "data.source=t.jsonl", r"data.source 't.jsonl' is a folder: .* as 't.jsonl/\*.jsonl'", files={"t.jsonl/a": ""}),
+    of_set("an address of data", "data.source=https://example.org/t.jsonl", "is no path on this machine: download the file and give its path, or"),
+    of_set("the address of a data set", "data.source=https://huggingface.co/datasets/openai/gsm8k", "or give the data set's Hub name, 'openai/gsm8k'"),
+    of_set("half a packed file", "data.source=t.jsonl.gz", "t.jsonl.gz: not a whole gzip file: .*; unpack it with gunzip", files={
+        "t.jsonl.gz": gzip.compress(TASK.encode())[:-8]}),
+    of_set("no packed file", "data.source=t.jsonl.gz", "t.jsonl.gz: not a whole gzip file: Not a gzipped file", files={"t.jsonl.gz": TASK}),
     of_set("no such data set", "data.source=owner/name", "Hub http://127.0.0.1:9 cannot be reached", env=NO_HUB),
     of_set("a prompt's field mistyped", "data.prompt=promt", "no row has the field 'promt' that data.prompt names; did you mean 'prompt'"),
     of_set("an answer's field is another", "data.answer=solution", "no row has the field 'solution'.*available: 'answer', 'prompt'"),
@@ -169,6 +191,22 @@ MISTAKES: Sequence[Mistake] = (
         "run.toml": f'model = "{MODEL}"\n[data]\nsource = "tasks.jsonl"\n[reward]\nexact_match = 1.0\n'}),
     Mistake("an evaluation without tasks", ["eval", "run.toml"], "eval.data.source is not set: name the tasks to evaluate on"),
     Mistake("a check without a reward", ["check", "run.toml"], r"\[reward\] is empty", {"run.toml": NO_REWARD}),
+    Mistake("one run to compare", ["compare", "runs/run"], "give two or more: rlft compare runs/run runs/other", RESULTS, exit=2),
+    Mistake("a broken line of metrics", ["compare", "runs/run", "runs/run"], "metrics.jsonl, line 2: not valid JSON: .*; restore it, or", {
+        **RESULTS, "runs/run/metrics.jsonl": '{"step": 1}\n{"step"\n'}),
+    Mistake("a broken summary", ["compare", "runs/run", "runs/run"], "summary.json, line 1: not valid JSON", {**RESULTS, "runs/run/summary.json": "{"}),
+    Mistake("a broken config.toml", ["compare", "runs/run", "runs/run"], "config.toml: not valid TOML: .*; restore it", {
+        **RESULTS, "runs/run/config.toml": "model ="}),
+    Mistake("a broken Parquet file", ["show", "runs/run"], "step-000001.parquet: not a readable Parquet file: .*; show another with --step", {
+        **RESULTS, "runs/run/rollouts/step-000001.parquet": "nonsense"}),
+    Mistake("the run file to show", ["show", "run.toml"], "'run.toml' is a run file, and no folder of a run; its run lies in 'runs/run'", RESULTS),
+    Mistake("a run file that was not run", ["show", "run.toml"], "it has not been run: 'runs/run' holds no run"),
+    Mistake("all runs to show", ["show", "runs"], "'runs' holds several runs; give the folder of one: runs/a, runs/run", {
+        **RESULTS, "runs/a/config.toml": ""}),
+    Mistake("a folder inside a run", ["show", "runs/run/checkpoints"], "it belongs to the run '/.*/runs/run': give that folder", {
+        **RESULTS, "runs/run/checkpoints/x": ""}),
+    Mistake("a run mistyped", ["show", "runs/rum"], "no run in 'runs/rum'; give the folder of one", RESULTS),
+    Mistake("a port that is none", ["serve-reward", "exact_match", "--port", "99999"], r"--port.*less than or equal to 65535", exit=2),
     Mistake("dpo with grpo's name", ["dpo", "pairs.toml"], "algorithm.name: expected one of dpo, ipo, kto", torch=True, files={
         "pairs.toml": f'model = "{MODEL}"\n[data]\nsource = "tasks.jsonl"\n'}),
 )
@@ -178,7 +216,7 @@ def lay(folder: Path, mistake: Mistake, model: str) -> None:
     """Put what a mistake needs into a folder."""
     for name, text in {"run.toml": RUN, "tasks.jsonl": TASK, "my_rewards.py": GOOD_REWARD, **mistake.files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text.replace(MODEL, model))
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.replace(MODEL, model).encode())
 
 
 def left(folder: Path) -> list[str]:
