@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,17 +49,35 @@ class Command(TyperCommand):
                 parameter.help = escape(parameter.help)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = list(args)
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             wrong: Any = error
             option = getattr(wrong, "option_name", "").lstrip("-").replace("-", "_")
-            if option and any(parameter.name == "set" for parameter in self.params):
+            sets = any(parameter.name == "set" for parameter in self.params)
+            if sets and "extra argument" in wrong.message and (meant := _meant(typed, self.params)):
+                wrong.message += f". Keys of the run file are set with {' '.join(f'--set {shlex.quote(one)}' for one in meant)}"
+            if option and sets:
                 if key := whole_key(option):
                     wrong.message, wrong.possibilities = f"{wrong.message}. It is a key of the run file: --set {key}=VALUE", None
                 elif known := ours(option):
                     wrong.message, wrong.possibilities = f"{wrong.message}{known}, set in the run file or with --set", None
             raise
+
+
+def _meant(args: list[str], params: list[Any]) -> list[str]:
+    """Overrides that were typed alone (steps=5) or in pieces (--set steps = 5), as "key=value"."""
+    takes = {name for parameter in params if not getattr(parameter, "is_flag", False) for name in parameter.opts}
+    found = []
+    for at, arg in enumerate(args):
+        before = args[at - 1] if at else ""
+        whole = re.fullmatch(r"([\w.]+)=(.+)", arg)
+        if before == "--set" and not whole:
+            found.append(re.match(r"([\w.]+)[ =]+(\S+)", " ".join(args[at : at + 3])))
+        elif whole and before not in takes:
+            found.append(whole)
+    return [f"{whole_key(one[1]) or one[1]}={one[2]}" for one in found if one]
 
 
 def command(name: str | None = None) -> Callable[[Fn], Fn]:
@@ -320,6 +340,8 @@ def _build(model: StarterModel, folder: Path, seed: int) -> Path:
 
 def main() -> None:
     """Entry point. Errors that rlft raises on purpose are one message, without a traceback."""
+    if sys.argv[1:2] == ["help"]:
+        sys.argv[1:] = [*sys.argv[2:3], "--help"]
     try:
         app()
     except RlftError as error:

@@ -52,5 +52,7 @@ def find_run_file(path: str | Path) -> Path:
         found = sorted(str(one) for one in Path(path).glob("*.toml"))
         holds = f"it holds {', '.join(found)}" if found else "it holds none"
         raise ConfigError(f"{str(path)!r} is a folder; give the .toml file of a run: {holds}")
+    if "=" in str(path):
+        raise ConfigError(f"no run file {str(path)!r}; keys are set behind one: run.toml --set {path}")
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
     raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")

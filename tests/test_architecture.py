@@ -19,7 +19,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 
 # What each room may import from the package, beside itself. A room that stands later may import those before it only.
-NOUNS = {"types", "errors", "elsewhere", "hub", "files", "config", "names"}
+NOUNS = {"types", "errors", "elsewhere", "hub", "files", "overrides", "config", "names"}
 HELPERS = {"chat", "algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
@@ -27,8 +27,9 @@ MAY_IMPORT = {
     "elsewhere": set(),
     "hub": {"errors"},
     "files": {"errors"},
+    "overrides": {"errors"},
     "names": {"errors", "elsewhere"},
-    "config": {"types", "errors", "elsewhere", "hub", "files", "names"},
+    "config": {"types", "errors", "elsewhere", "hub", "files", "overrides", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
     "chat": {"types", "errors"},
