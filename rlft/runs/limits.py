@@ -73,8 +73,7 @@ def positions(config: Any) -> int | None:
 
 def stated_positions(model: str) -> int | None:
     """`positions` as a model folder's config.json states them, without transformers; None where that alone does not tell."""
-    file = Path(model, "config.json")
-    text = read_text(file, f"model {model!r}") if file.is_file() else "{}"
+    file, text = Path(model, "config.json"), _config_text(model)
     try:
         stated = json.loads(text)
     except ValueError as error:
@@ -83,6 +82,12 @@ def stated_positions(model: str) -> int | None:
     stretches = any(isinstance(own.get(key), dict) and "factor" in str(own[key]) for key in ("rope_scaling", "rope_parameters"))
     numbers = [value for key in POSITIONS if isinstance(value := own.get(key), int)]
     return min(numbers) if numbers and not stretches else None
+
+
+def _config_text(model: str) -> str:
+    """A model folder's config.json; "{}" for a Hub name. Raises ConfigError."""
+    file = Path(model, "config.json")
+    return read_text(file, f"model {model!r}") if file.is_file() else "{}"
 
 
 def tokens_without_embedding(tokenizer: Any, model: str) -> list[str]:
@@ -95,6 +100,7 @@ def model_config(model: str) -> Any:
     """transformers' configuration of a model folder or Hub name. Raises ConfigError."""
     from transformers import AutoConfig
 
+    _config_text(model)  # transformers would name no file
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
