@@ -214,7 +214,7 @@ def serve_reward(
 
     from rlft.runs import serve_reward as server
 
-    table = load(reward).reward if reward.endswith(".toml") else {reward: 1.0}
+    table = load(reward).reward if Path(reward).suffix in (".toml", ".json", ".yaml", ".yml") else {reward: 1.0}
     token = server.read_token(token_env, token_file)
     listener = server.listen(host, port, token)
     asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20, env=env or ()))

@@ -340,7 +340,8 @@ def _in_table(where: str, value: Any) -> str:
         return f"; write {where}.{key} = {json.dumps(value)} there, or --set {where}.{key}={value} on the command line"
     if leaf != "reward":
         return f"; set keys of it, such as {whole_key(leaf) or leaf}.KEY = VALUE"
-    names = [value] if isinstance(value, str) else [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+    listed = value if isinstance(value, list) else [value]
+    names = [name for name in listed if name and isinstance(name, str)]
     weights = [(name if name.isidentifier() else json.dumps(name), name) for name in names or ["exact_match"]]
     told = ", ".join(f"{key} = 1.0" for key, _ in weights), " ".join(f"--set {where}.{name}=1.0" for _, name in weights)
     return f"; write each reward with its weight, {told[0]} below [{where}], or {told[1]} on the command line"

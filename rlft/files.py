@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from rlft.errors import ConfigError
@@ -25,7 +26,8 @@ def read_text(path: str | Path, what: str = "") -> str:
     except UnicodeDecodeError as error:
         data = Path(path).read_bytes()
         line = data.count(b"\n", 0, error.start) + 1
-        kind = "it is a binary file; name a text file" if b"\0" in data else "save it as UTF-8"
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        kind = "it is UTF-16; save it as UTF-8" if utf16 else "it is binary; name a text file" if b"\0" in data else "save it as UTF-8"
         raise ConfigError(f"{named} is no text in UTF-8 (byte 0x{data[error.start]:02x} in line {line}): {kind}") from error
     except OSError as error:
         raise ConfigError(f"{named} cannot be read: {error.strerror}{cure(error)}") from error

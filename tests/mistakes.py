@@ -67,8 +67,9 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("no model in it", ["train", "run.toml"], "model: missing; every run file must set it", {"run.toml": "steps = 3\n"}),
     Mistake("a run file in Latin-1", ["train", "run.toml"], r"run.toml is no text in UTF-8 \(byte 0xe9 in line 2\): save it as UTF-8", {
         "run.toml": b'steps = 3\nmodel = "caf\xe9"\n'}),
-    Mistake("a binary run file", ["train", "run.toml"], "run.toml is no text in UTF-8 .*it is a binary file; name a text file", {
+    Mistake("a binary run file", ["train", "run.toml"], "run.toml is no text in UTF-8 .*it is binary; name a text file", {
         "run.toml": b"\x7fELF\x00\xff\x00"}),
+    Mistake("a run file in UTF-16", ["train", "run.toml"], "it is UTF-16; save it as UTF-8", {"run.toml": 'model = "m"'.encode("utf-16")}),
     Mistake("a run file that cannot be read", ["train", "/proc/self/mem"], "/proc/self/mem cannot be read: .*; name another file"),
     Mistake("a run file in JSON", ["train", "run.json"], r"run.json: a run file is TOML, in a file that ends in .toml; write its keys", {
         "run.json": '{"model": "m"}'}),
@@ -87,6 +88,7 @@ MISTAKES: Sequence[Mistake] = (
     of_set("an environment for its table", "env=single_turn", "or --set env.name=single_turn on the command line"),
     of_set("a file for its table", "data=tasks.jsonl", "or --set data.source=tasks.jsonl on the command line"),
     of_set("a reward for its table", "reward=exact_match", r"exact_match = 1.0 below \[reward\], or --set reward.exact_match=1.0 on"),
+    of_set("no rewards", "reward=", r"exact_match = 1.0 below \[reward\]"),
     of_set("a list of rewards", 'reward=["exact_match", "bad:right"]', r'"bad:right" = 1.0 below \[reward\], or .* --set reward.bad:right=1.0 on'),
     of_set("a number for a section", "rollout=8", "rollout: expected a table, got 8; set keys of it, such as rollout.KEY = VALUE"),
     of_set("a number out of range", "learner.lr=-1.0", r"learner.lr: .*greater than 0, got -1.0"),
@@ -219,8 +221,10 @@ MISTAKES: Sequence[Mistake] = (
         **RESULTS, "runs/run/rollouts/step-000001.parquet": "nonsense"}),
     Mistake("the run file to show", ["show", "run.toml"], "'run.toml' is a run file, and no folder of a run; its run lies in 'runs/run'", RESULTS),
     Mistake("a run file that was not run", ["show", "run.toml"], "it has not been run: 'runs/run' holds no run"),
-    Mistake("all runs to show", ["show", "runs"], "'runs' holds several runs; give the folder of one: runs/a, runs/run", {
+    Mistake("all runs to show", ["show", "runs"], "'runs' is no run, and holds runs; give the folder of one: runs/a, runs/run", {
         **RESULTS, "runs/a/config.toml": ""}),
+    Mistake("the folder above all runs to show", ["show", "."], "'.' is no run, and holds runs; give the folder of one: runs/run", RESULTS),
+    Mistake("a reward's run file in YAML", ["serve-reward", "run.yaml"], "run.yaml: a run file is TOML"),
     Mistake("a folder inside a run", ["show", "runs/run/checkpoints"], "it belongs to the run '/.*/runs/run': give that folder", {
         **RESULTS, "runs/run/checkpoints/x": ""}),
     Mistake("a run mistyped", ["show", "runs/rum"], "no run in 'runs/rum'; give the folder of one", RESULTS),

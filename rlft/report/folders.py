@@ -22,10 +22,10 @@ def check_run(path: Path) -> None:
         folder = Path(load(path).run_dir)
         told = f"its run lies in {str(folder)!r}" if is_run(folder) else f"it has not been run: {str(folder)!r} holds no run"
         raise ConfigError(f"{str(path)!r} is a run file, and no folder of a run; {told}")
-    inner = sorted(str(one) for one in path.iterdir() if is_run(one)) if path.is_dir() else []
+    inner = sorted(str(one.parent) for depth in ("*", "runs/*") for one in path.glob(f"{depth}/config.toml"))
     if inner:
         more = f" and {len(inner) - SHOWN} more" if len(inner) > SHOWN else ""
-        raise ConfigError(f"{str(path)!r} holds several runs; give the folder of one: {', '.join(inner[:SHOWN])}{more}")
+        raise ConfigError(f"{str(path)!r} is no run, and holds runs; give the folder of one: {', '.join(inner[:SHOWN])}{more}")
     above = next((str(one) for one in path.absolute().parents if is_run(one) and path.exists()), "")
     give = f"it belongs to the run {above!r}: give that folder" if above else "give the folder of one, such as runs/demo"
     raise ConfigError(f"no run in {str(path)!r}; {give}")

@@ -44,7 +44,7 @@ class Choice:
 def show(console: Console, folder: Path, choice: Choice) -> None:
     """Print the chosen episodes of the run in `folder`. Raises ConfigError where there is nothing to choose from."""
     path = stored_file(folder, choice.kind, choice.step)
-    episodes = [record for record in _read(path) if record["row"] == 0]
+    episodes = _episodes(path)
     chosen = choose(episodes, choice)
     console.print(_heading(episodes, path), markup=False, highlight=False, soft_wrap=True)
     for record in chosen:
@@ -53,11 +53,13 @@ def show(console: Console, folder: Path, choice: Choice) -> None:
         console.print("no such episode: " + ("all have a verdict" if choice.failed else "none has a verdict; --failed shows why"))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _episodes(path: Path) -> list[dict[str, Any]]:
     try:
-        return read(path)
+        return [record for record in read(path) if record["row"] == 0]
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: not a readable Parquet file: {error}; show another with --step, or restore this one") from error
+    except KeyError as error:
+        raise ConfigError(f"{path} holds no episodes of a run: it lacks the column {error}; show another with --step") from error
 
 
 def stored_file(folder: Path, kind: Kind, step: int | None) -> Path:
