@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand
 
-from rlft.config import RECIPES, RunConfig, load, local_file, whole_key
+from rlft.config import RunConfig, load, whole_key
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError, RlftError, visible
+from rlft.files import RECIPES, cure, local_file
 from rlft.report.screen import Screen
 from rlft.runs.stopping import note_doing
 
@@ -46,17 +49,35 @@ class Command(TyperCommand):
                 parameter.help = escape(parameter.help)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        typed = list(args)
         try:
             return super().parse_args(ctx, args)
         except typer.TyperException as error:
             wrong: Any = error
             option = getattr(wrong, "option_name", "").lstrip("-").replace("-", "_")
-            if option and any(parameter.name == "set" for parameter in self.params):
+            sets = any(parameter.name == "set" for parameter in self.params)
+            if sets and "extra argument" in wrong.message and (meant := _meant(typed, self.params)):
+                wrong.message += f". Keys of the run file are set with {' '.join(f'--set {shlex.quote(one)}' for one in meant)}"
+            if option and sets:
                 if key := whole_key(option):
                     wrong.message, wrong.possibilities = f"{wrong.message}. It is a key of the run file: --set {key}=VALUE", None
                 elif known := ours(option):
                     wrong.message, wrong.possibilities = f"{wrong.message}{known}, set in the run file or with --set", None
             raise
+
+
+def _meant(args: list[str], params: list[Any]) -> list[str]:
+    """Overrides that were typed alone (steps=5) or in pieces (--set steps = 5), as "key=value"."""
+    takes = {name for parameter in params if not getattr(parameter, "is_flag", False) for name in parameter.opts}
+    found = []
+    for at, arg in enumerate(args):
+        before = args[at - 1] if at else ""
+        whole = re.fullmatch(r"([\w.]+)=(.+)", arg)
+        if before == "--set" and not whole:
+            found.append(re.match(r"([\w.]+)[ =]+(\S+)", " ".join(args[at : at + 3])))
+        elif whole and before not in takes:
+            found.append(whole)
+    return [f"{whole_key(one[1]) or one[1]}={one[2]}" for one in found if one]
 
 
 def command(name: str | None = None) -> Callable[[Fn], Fn]:
@@ -181,7 +202,7 @@ def check(
 def serve_reward(
     reward: Annotated[str, typer.Argument(help="'module:function', a built-in reward, or a run file with its [reward]")],
     host: Annotated[str, typer.Option(help="address to listen on; other than this machine's own needs a token")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8010,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8010,
     token_env: Annotated[str, typer.Option(help="environment variable that holds the token")] = "",
     token_file: Annotated[Path | None, typer.Option(help="file that holds the token")] = None,
     processes: Annotated[int, typer.Option(min=1, help="grading processes")] = 1,
@@ -194,7 +215,7 @@ def serve_reward(
 
     from rlft.runs import serve_reward as server
 
-    table = load(reward).reward if reward.endswith(".toml") else {reward: 1.0}
+    table = load(reward).reward if Path(reward).suffix in (".toml", ".json", ".yaml", ".yml") else {reward: 1.0}
     token = server.read_token(token_env, token_file)
     listener = server.listen(host, port, token)
     asyncio.run(server.serve(table, listener, token, processes, timeout_s, max_mb * 2**20, env=env or ()))
@@ -227,6 +248,8 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="draw their curves into this PNG file too")] = None,
 ) -> None:
     """Print what several runs set differently and what came of it."""
+    if len(runs) < 2:
+        raise typer.BadParameter(f"one run has nothing to be compared with; give two or more: rlft compare {runs[0]} runs/other")
     from rich.console import Console
 
     from rlft.report import compare as comparing
@@ -318,8 +341,18 @@ def _build(model: StarterModel, folder: Path, seed: int) -> Path:
 
 def main() -> None:
     """Entry point. Errors that rlft raises on purpose are one message, without a traceback."""
+    if sys.argv[1:2] == ["help"]:
+        sys.argv[1:] = [*sys.argv[2:3], "--help"]
     try:
         app()
     except RlftError as error:
-        print(f"{type(error).__name__}: {visible(str(error))}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error, str(error))
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        _fail(error, f"{error.filename}: {error.strerror}{cure(error)}")
+
+
+def _fail(error: Exception, told: str) -> NoReturn:
+    print(f"{type(error).__name__}: {visible(told)}", file=sys.stderr)
+    sys.exit(1)

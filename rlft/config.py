@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os.path import expanduser
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
+from rlft.files import RECIPES as RECIPES
+from rlft.files import find_run_file, read_text
 from rlft.names import nearest
+from rlft.overrides import apply, section_in
 
-RECIPES = Path(__file__).parent / "recipes"
 USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
 Local = Annotated[str, AfterValidator(expanduser)]  # what may be a path: "~" is the user's home
 
@@ -285,13 +288,15 @@ def load(path: str | Path, overrides: Iterable[str] = (), ending: str = "") -> R
         ConfigError: missing file, unknown key (with the nearest valid one), wrong type or
             range, or an option that does not apply.
     """
-    file = _find(path)
+    if isinstance(overrides, str | Mapping):
+        raise ConfigError(f"overrides: expected a list of texts such as ['steps=5'], got {overrides!r}")
+    file = find_run_file(path)
     try:
-        table = tomllib.loads(file.read_text())
+        table = tomllib.loads(read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     for override in overrides:
-        _apply(table, override)
+        apply(table, override, RunConfig)
     table["run_dir"] = table.get("run_dir") or f"runs/{file.stem}{ending}"
     return validate(table)
 
@@ -316,65 +321,33 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
     return config.model_copy(update={"steps": sum(stage.steps for stage in config.stages)})
 
 
-def local_file(path: str | Path) -> Path | None:
-    """The run file that `path` names on this machine; None when it names a recipe."""
-    return Path(path) if Path(path).is_file() else None
-
-
-def _find(path: str | Path) -> Path:
-    recipe = RECIPES / f"{path}.toml"
-    file = local_file(path) or (recipe if recipe.is_file() else None)
-    if file is None:
-        names = sorted(p.stem for p in RECIPES.glob("*.toml"))
-        raise ConfigError(f"no run file {str(path)!r}; give a TOML file or one of the recipes {names}")
-    return file
-
-
-def _apply(table: dict[str, Any], override: str) -> None:
-    key, sep, text = override.partition("=")
-    if not sep:
-        raise ConfigError(f"--set {override!r}: expected key=value, such as rollout.group_size=16")
-    *parents, leaf = key.strip().split(".")
-    value, node = _read_value(text, _is_list(parents, leaf)), table
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} is a value, not a table")
-    node[leaf] = value
-
-
-def _read_value(text: str, is_list: bool) -> Any:
-    """A value on the command line: TOML, or else text. A list may leave out its brackets: 1,8 or q_proj,v_proj."""
-    for written in (text, f"[{text}]") if is_list else (text,):
-        try:
-            value = tomllib.loads(f"value = {written}")["value"]
-        except tomllib.TOMLDecodeError:
-            continue
-        return value if isinstance(value, list) or not is_list else [value]
-    return [part.strip() for part in text.split(",")] if is_list else text
-
-
-def _is_list(parents: Sequence[str], leaf: str) -> bool:
-    """Whether a key of the run file holds a list of plain values."""
-    section: Any = RunConfig
-    for parent in parents:
-        field = getattr(section, "model_fields", {}).get(parent)
-        section = field and _section(field.annotation)
-    field = getattr(section, "model_fields", {}).get(leaf)
-    return field is not None and get_origin(field.annotation) is list and leaf != "stages"
-
-
 def _explain(error: Mapping[str, Any]) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     if error["type"] == "extra_forbidden":
         *parents, leaf = error["loc"]
         section: Any = RunConfig
         for parent in parents:  # the number of a stage leads to what the list holds, the name of a field to its section
-            section = section if isinstance(parent, int) else _section(section.model_fields[parent].annotation)
+            section = section if isinstance(parent, int) else section_in(section.model_fields[parent].annotation)
         return f"{where}: unknown key{_misplaced(where, leaf) or ours(where, error['input']) or nearest(leaf, section.model_fields)}"
     if error["type"] == "missing":
         return f"{where}: missing; every {'stage' if error['loc'][0] == 'stages' else 'run file'} must set it"
+    if error["type"] in ("dict_type", "model_type"):
+        return f"{where}: expected a table, got {error['input']!r}{_in_table(where, error['input'])}"
     return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+
+
+def _in_table(where: str, value: Any) -> str:
+    """Which key of a table a value was meant for, as the end of a message."""
+    key = {"algorithm": "name", "env": "name", "data": "source", "eval": "data.source"}.get(leaf := where.rpartition(".")[2])
+    if key and isinstance(value, str):
+        return f"; write {where}.{key} = {json.dumps(value)} there, or --set {where}.{key}={value} on the command line"
+    if leaf != "reward":
+        return f"; set keys of it, such as {whole_key(leaf) or leaf}.KEY = VALUE"
+    listed = value if isinstance(value, list) else [value]
+    names = [name for name in listed if name and isinstance(name, str)]
+    weights = [(name if name.isidentifier() else json.dumps(name), name) for name in names or ["exact_match"]]
+    told = ", ".join(f"{key} = 1.0" for key, _ in weights), " ".join(f"--set {where}.{name}=1.0" for _, name in weights)
+    return f"; write each reward with its weight, {told[0]} below [{where}], or {told[1]} on the command line"
 
 
 def _misplaced(where: str, leaf: str) -> str:
@@ -395,13 +368,8 @@ def whole_key(name: str) -> str:
 
 
 def _holders(leaf: str) -> list[str]:
-    sections = {name: _section(field.annotation) for name, field in RunConfig.model_fields.items() if name != "stages"}
+    sections = {name: section_in(field.annotation) for name, field in RunConfig.model_fields.items() if name != "stages"}
     return [name for name, section in sections.items() if leaf in getattr(section, "model_fields", ())]
-
-
-def _section(annotation: Any) -> Any:
-    """The section in an annotation such as `list[Section]` or `Section | None`."""
-    return next((part for part in get_args(annotation) if part is not type(None)), annotation)
 
 
 def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -41,6 +41,8 @@ def check_name(table: Mapping[str, Any], builtin: Mapping[str, Callable[..., Any
     if name is None:
         raise ConfigError(f"{where}.name is missing{nearest('', builtin)}, or 'module:attribute'")
     target = builtin.get(str(name), name if isinstance(name, str) and ":" in name else None)
+    if target is None and (meant := _in_module(str(name))):
+        raise ConfigError(f"{where}: unknown name {name!r}; a function of a module is written with a colon: {meant!r}")
     if target is None:
         raise ConfigError(f"{where}: unknown name {name!r}{nearest(str(name), builtin)}, or use 'module:attribute'")
     return target
@@ -72,7 +74,7 @@ def import_object(path: str) -> Any:
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):  # it is there, and lacks one that it imports itself
             raise ConfigError(f"cannot import {path!r}: {explain(error)}") from error
-        raise ConfigError(f"cannot import {path!r}: {error}{_where_looked(module)}") from error
+        raise ConfigError(f"cannot import {path!r}: {error}{_where_looked(module, attribute)}") from error
     except (Exception, SystemExit) as error:  # a module is a program by others: it may raise anything
         raise ConfigError(f"cannot import {path!r}: {explain(error)}") from error
     try:
@@ -82,11 +84,25 @@ def import_object(path: str) -> Any:
         raise ConfigError(f"cannot import {path!r}: {error}{nearest(attribute, own) if own else ''}") from error
 
 
-def _where_looked(module: str) -> str:
+def _where_looked(module: str, attribute: str) -> str:
+    if module.endswith(".py") and Path(module).is_file():
+        named = module.removesuffix(".py").removeprefix("./").replace("/", ".")
+        return f"; a module is written without .py: {named + ':' + attribute!r}"
     here = [file.stem for file in Path.cwd().glob("*.py")]
     near = nearest(module, here)
     looked = f" (looked in {Path.cwd()} and on Python's path)"
     return f"{looked}{near}" if "did you mean" in near else f"{looked}; start rlft in the folder of {module.partition('.')[0]}.py"
+
+
+def _in_module(name: str) -> str:
+    """A name such as "my.module.function" as "my.module:function", where that module lies in the current folder; "" where not."""
+    plain = name.removesuffix(".py")
+    whole, (inner, _, attribute) = (plain, "FUNCTION"), plain.rpartition(".")
+    return next((":".join(pair) for pair in ((inner, attribute), whole) if pair[0] and _file_of(pair[0]).is_file()), "")
+
+
+def _file_of(module: str) -> Path:
+    return Path(f"{module.replace('.', '/')}.py")
 
 
 def nearest(key: str, valid: Iterable[str]) -> str:
@@ -101,7 +117,10 @@ def close_to(key: str, valid: Iterable[str]) -> list[str]:
     """Up to three names that are spelled much like `key`, by the fewest slips: a letter too many, too few, wrong, or two swapped."""
     from rapidfuzz.distance import OSA, JaroWinkler
 
-    alike = difflib.get_close_matches(key, list(valid), n=3)
+    names, folded = list(valid), key.casefold().replace("-", "_")
+    if same := [name for name in names if name.casefold() == folded]:
+        return same
+    alike = difflib.get_close_matches(key, names, n=3)
     slips = {name: OSA.distance(key, name) for name in alike}
     ordered = sorted(alike, key=lambda name: (slips[name], -JaroWinkler.similarity(key, name)))
     return [name for name in ordered if slips[ordered[0]] > 2 or slips[name] <= slips[ordered[0]] + 1]

@@ -7,6 +7,7 @@ As a program, `mistakes.py FOLDER MODEL` makes every mistake that needs no torch
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -43,7 +44,7 @@ class Mistake:
     name: str
     arguments: Sequence[str]  # of `rlft`
     told: str  # regular expression; what is said must name what to do
-    files: Mapping[str, str] = field(default_factory=dict)  # in place of the good ones, or beside them
+    files: Mapping[str, str | bytes] = field(default_factory=dict)  # in place of the good ones, or beside them
     exit: int = 1
     torch: bool = False  # whether the answer may wait for torch
     env: Mapping[str, str] = field(default_factory=dict)
@@ -64,11 +65,32 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("no such run file", ["train", "none.toml"], r"no run file 'none.toml'; give a TOML file or one of the recipes \["),
     Mistake("not TOML", ["train", "run.toml"], r"not valid TOML: .*line 2", {"run.toml": 'model = "m"\nsteps = = 3\n'}),
     Mistake("no model in it", ["train", "run.toml"], "model: missing; every run file must set it", {"run.toml": "steps = 3\n"}),
+    Mistake("a run file in Latin-1", ["train", "run.toml"], r"run.toml is no text in UTF-8 \(byte 0xe9 in line 2\): save it as UTF-8", {
+        "run.toml": b'steps = 3\nmodel = "caf\xe9"\n'}),
+    Mistake("a binary run file", ["train", "run.toml"], "run.toml is no text in UTF-8 .*it is binary; name a text file", {
+        "run.toml": b"\x7fELF\x00\xff\x00"}),
+    Mistake("a run file in UTF-16", ["train", "run.toml"], "it is UTF-16; save it as UTF-8", {"run.toml": 'model = "m"'.encode("utf-16")}),
+    Mistake("a run file that cannot be read", ["train", "/proc/self/mem"], "/proc/self/mem cannot be read: .*; name another file"),
+    Mistake("a run file in JSON", ["train", "run.json"], r"run.json: a run file is TOML, in a file that ends in .toml; write its keys", {
+        "run.json": '{"model": "m"}'}),
+    Mistake("a run file in YAML", ["train", "run.yaml"], "run.yaml: a run file is TOML, .*; write its keys as TOML", {"run.yaml": "model: m"}),
+    Mistake("data for a run file", ["train", "tasks.jsonl"], 'a run file is TOML, .*: source = "tasks.jsonl" below'),
+    Mistake("a script for a run file", ["train", "my_rewards.py"], "a run file is TOML, .*; start a script with `python my_rewards.py`"),
+    Mistake("a folder for a run file", ["train", "."], "'.' is a folder; give the .toml file of a run: it holds run.toml"),
+    Mistake("a folder without a run file", ["train", "here"], "'here' is a folder; .*: it holds none", {"here/file": ""}),
     of_set("a key mistyped", "stepz=3", r"stepz: unknown key; did you mean 'steps'\?"),
     of_set("a section mistyped", "rolout.group_size=4", r"rolout: unknown key; did you mean 'rollout'\?"),
     of_set("a key at the top that has a section", "group_size=4", r"group_size: unknown key: it belongs in \[rollout\], as rollout.group_size"),
     of_set("a key in a section that stands at the top", "learner.steps=4", "'steps' belongs at the top of the run file"),
     of_set("text for a number", "steps=many", "steps: input should be a valid integer, got 'many'"),
+    of_set("a key in capitals", "learner.Lr=3", r"learner.Lr: unknown key; did you mean 'lr'\?"),
+    of_set("an algorithm for its table", "algorithm=grpo", 'algorithm: expected a table, got .grpo.; write algorithm.name = "grpo" there, or --set algorithm.name=grpo'),
+    of_set("an environment for its table", "env=single_turn", "or --set env.name=single_turn on the command line"),
+    of_set("a file for its table", "data=tasks.jsonl", "or --set data.source=tasks.jsonl on the command line"),
+    of_set("a reward for its table", "reward=exact_match", r"exact_match = 1.0 below \[reward\], or --set reward.exact_match=1.0 on"),
+    of_set("no rewards", "reward=", r"exact_match = 1.0 below \[reward\]"),
+    of_set("a list of rewards", 'reward=["exact_match", "bad:right"]', r'"bad:right" = 1.0 below \[reward\], or .* --set reward.bad:right=1.0 on'),
+    of_set("a number for a section", "rollout=8", "rollout: expected a table, got 8; set keys of it, such as rollout.KEY = VALUE"),
     of_set("a number out of range", "learner.lr=-1.0", r"learner.lr: .*greater than 0, got -1.0"),
     of_set("an override without a value", "rollout.group_size", r"--set 'rollout.group_size': expected key=value, such as"),
     of_set("more passes than samples", "eval.pass_k=1,8", "eval.pass_k 8 needs at least as many eval.samples", files={
@@ -89,6 +111,14 @@ MISTAKES: Sequence[Mistake] = (
     of_set("OpenRLHF's n_samples_per_prompt", "n_samples_per_prompt=8", "here it is rollout.group_size"),
     # The command line.
     Mistake("a key as an option", ["train", "run.toml", "--steps", "5"], "--steps. It is a key of the run file: --set steps=VALUE", exit=2),
+    Mistake("a key typed alone", ["train", "run.toml", "steps=5"], r"\(steps=5\). Keys of the run file are set with --set steps=5", exit=2),
+    Mistake("a key for a run file", ["train", "steps=5"], "no run file 'steps=5'; keys are set behind one: run.toml --set steps=5"),
+    Mistake("a key before the run file", ["train", "lr=1e-5", "run.toml"], "Keys of the run file are set with --set learner.lr=1e-5", exit=2),
+    Mistake("a key after --set and another", ["train", "run.toml", "--set", "seed=1", "steps=5"], "set with --set steps=5 *$", exit=2),
+    Mistake("a blank for the sign", ["train", "run.toml", "--set", "steps", "5"], "Keys of the run file are set with --set steps=5", exit=2),
+    Mistake("blanks around the sign", ["train", "run.toml", "--set", "steps", "=", "5"], "set with --set steps=5 *$", exit=2),
+    Mistake("a blank before the value", ["train", "run.toml", "--set", "steps=", "5"], "set with --set steps=5 *$", exit=2),
+    Mistake("two run files", ["train", "run.toml", "other.toml"], r"extra argument\(s\) \(other.toml\) *$", exit=2),
     Mistake("TRL's option", ["train", "run.toml", "--learning-rate", "5"], "--learning-rate: here it is learner.lr", exit=2),
     Mistake("an option mistyped", ["train", "run.toml", "--overwite"], r"No such option: --overwite \(Possible options: --overwrite", exit=2),
     Mistake("a command mistyped", ["trian", "run.toml"], "No such command 'trian'.*train", exit=2),
@@ -107,12 +137,21 @@ MISTAKES: Sequence[Mistake] = (
     of_set("no Hub, and told so", "model=owner/name", "while HF_HUB_OFFLINE keeps from asking the Hub: unset it", env={
         **NO_HUB, "HF_HUB_OFFLINE": "1"}),
     of_set("no such template", "chat_template=none.jinja", r"chat_template: no file 'none.jinja' \(looked in /"),
+    of_set("a binary template", "chat_template=t.jinja", "chat_template: 't.jinja' is no text in UTF-8 .*binary", files={"t.jinja": b"\x00\xff"}),
+    of_set("a config.json that is no text", "model=here", "model 'here': '.*config.json' is no text in UTF-8", files={
+        "here/config.json": b"\xff{}", "here/a.bin": ""}),
     # The data.
     of_set("no data", "data.source=", "data.source is not set; give a .jsonl"),
     of_set("no such file", "data.source=none.jsonl", r"\[data\] .*no such file \(looked in /.*\); check the path"),
     of_set("no such folder", "data.source=data/none", r"expected a .jsonl, .json, .parquet, .csv or .tsv file", files={"data/x": ""}),
     of_set("a file of another kind", "data.source=tasks.txt", "expected a file that ends in .jsonl", files={"tasks.txt": "1+1=2"}),
     of_set("a file of another kind, not there", "data.source=tasks.xlsx", "no such file or folder .*; expected a .jsonl"),
+    of_set("a folder with a file's name", "data.source=t.jsonl", r"data.source 't.jsonl' is a folder: .* as 't.jsonl/\*.jsonl'", files={"t.jsonl/a": ""}),
+    of_set("an address of data", "data.source=https://example.org/t.jsonl", "is no path on this machine: download the file and give its path, or"),
+    of_set("the address of a data set", "data.source=https://huggingface.co/datasets/openai/gsm8k", "or give the data set's Hub name, 'openai/gsm8k'"),
+    of_set("half a packed file", "data.source=t.jsonl.gz", "t.jsonl.gz: not a whole gzip file: .*; unpack it with gunzip", files={
+        "t.jsonl.gz": gzip.compress(TASK.encode())[:-8]}),
+    of_set("no packed file", "data.source=t.jsonl.gz", "t.jsonl.gz: not a whole gzip file: Not a gzipped file", files={"t.jsonl.gz": TASK}),
     of_set("no such data set", "data.source=owner/name", "Hub http://127.0.0.1:9 cannot be reached", env=NO_HUB),
     of_set("a prompt's field mistyped", "data.prompt=promt", "no row has the field 'promt' that data.prompt names; did you mean 'prompt'"),
     of_set("an answer's field is another", "data.answer=solution", "no row has the field 'solution'.*available: 'answer', 'prompt'"),
@@ -139,6 +178,9 @@ MISTAKES: Sequence[Mistake] = (
     of_set("a module mistyped", 'reward={"my_reward:right" = 1.0}', r"No module named 'my_reward' \(looked in /.*did you mean 'my_rewards'\?"),
     of_set("a module that is not there", 'reward={"other:right" = 1.0}', "No module named 'other' .*start rlft in the folder of other.py"),
     of_set("a function mistyped", 'reward={"my_rewards:rigth" = 1.0}', r"cannot import 'my_rewards:rigth'.*did you mean 'right'\?"),
+    of_set("a dot for a colon", 'reward={"my_rewards.right" = 1.0}', "written with a colon: 'my_rewards:right'"),
+    of_set("a module for a function", "algorithm.name=my_rewards", "written with a colon: 'my_rewards:FUNCTION'"),
+    of_set("a file for a module", 'reward={"my_rewards.py:right" = 1.0}', "a module is written without .py: 'my_rewards:right'"),
     of_reward("a syntax error", "def right(task, trajectory):\n    retrun 1.0\n", r"SyntaxError: .*\(bad.py, line 2: retrun 1.0\)"),
     of_reward("an error at import", "x = 1\n1 / 0\n", r"ZeroDivisionError: division by zero \(bad.py, line 2\)"),
     of_reward("a library that is not installed", "import no_such_library\n", r"No module named 'no_such_library' \(bad.py, line 1\)"),
@@ -169,6 +211,24 @@ MISTAKES: Sequence[Mistake] = (
         "run.toml": f'model = "{MODEL}"\n[data]\nsource = "tasks.jsonl"\n[reward]\nexact_match = 1.0\n'}),
     Mistake("an evaluation without tasks", ["eval", "run.toml"], "eval.data.source is not set: name the tasks to evaluate on"),
     Mistake("a check without a reward", ["check", "run.toml"], r"\[reward\] is empty", {"run.toml": NO_REWARD}),
+    Mistake("one run to compare", ["compare", "runs/run"], "give two or more: rlft compare runs/run runs/other", RESULTS, exit=2),
+    Mistake("a broken line of metrics", ["compare", "runs/run", "runs/run"], "metrics.jsonl, line 2: not valid JSON: .*; restore it, or", {
+        **RESULTS, "runs/run/metrics.jsonl": '{"step": 1}\n{"step"\n'}),
+    Mistake("a broken summary", ["compare", "runs/run", "runs/run"], "summary.json, line 1: not valid JSON", {**RESULTS, "runs/run/summary.json": "{"}),
+    Mistake("a broken config.toml", ["compare", "runs/run", "runs/run"], "config.toml: not valid TOML: .*; restore it", {
+        **RESULTS, "runs/run/config.toml": "model ="}),
+    Mistake("a broken Parquet file", ["show", "runs/run"], "step-000001.parquet: not a readable Parquet file: .*; show another with --step", {
+        **RESULTS, "runs/run/rollouts/step-000001.parquet": "nonsense"}),
+    Mistake("the run file to show", ["show", "run.toml"], "'run.toml' is a run file, and no folder of a run; its run lies in 'runs/run'", RESULTS),
+    Mistake("a run file that was not run", ["show", "run.toml"], "it has not been run: 'runs/run' holds no run"),
+    Mistake("all runs to show", ["show", "runs"], "'runs' is no run, and holds runs; give the folder of one: runs/a, runs/run", {
+        **RESULTS, "runs/a/config.toml": ""}),
+    Mistake("the folder above all runs to show", ["show", "."], "'.' is no run, and holds runs; give the folder of one: runs/run", RESULTS),
+    Mistake("a reward's run file in YAML", ["serve-reward", "run.yaml"], "run.yaml: a run file is TOML"),
+    Mistake("a folder inside a run", ["show", "runs/run/checkpoints"], "it belongs to the run '/.*/runs/run': give that folder", {
+        **RESULTS, "runs/run/checkpoints/x": ""}),
+    Mistake("a run mistyped", ["show", "runs/rum"], "no run in 'runs/rum'; give the folder of one", RESULTS),
+    Mistake("a port that is none", ["serve-reward", "exact_match", "--port", "99999"], r"--port.*less than or equal to 65535", exit=2),
     Mistake("dpo with grpo's name", ["dpo", "pairs.toml"], "algorithm.name: expected one of dpo, ipo, kto", torch=True, files={
         "pairs.toml": f'model = "{MODEL}"\n[data]\nsource = "tasks.jsonl"\n'}),
 )
@@ -178,7 +238,7 @@ def lay(folder: Path, mistake: Mistake, model: str) -> None:
     """Put what a mistake needs into a folder."""
     for name, text in {"run.toml": RUN, "tasks.jsonl": TASK, "my_rewards.py": GOOD_REWARD, **mistake.files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text.replace(MODEL, model))
+        (folder / name).write_bytes(text if isinstance(text, bytes) else text.replace(MODEL, model).encode())
 
 
 def left(folder: Path) -> list[str]:

@@ -19,21 +19,23 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 
 # What each room may import from the package, beside itself. A room that stands later may import those before it only.
-NOUNS = {"types", "errors", "elsewhere", "hub", "config", "names"}
+NOUNS = {"types", "errors", "elsewhere", "hub", "files", "overrides", "config", "names"}
 HELPERS = {"chat", "algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
     "errors": set(),
     "elsewhere": set(),
     "hub": {"errors"},
+    "files": {"errors"},
+    "overrides": {"errors"},
     "names": {"errors", "elsewhere"},
-    "config": {"types", "errors", "elsewhere", "hub", "names"},
+    "config": {"types", "errors", "elsewhere", "hub", "files", "overrides", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
     "chat": {"types", "errors"},
     "rewards": NOUNS | {"sandbox", "chat"},
     "envs": {"types", "errors", "names", "sandbox"},
-    "rollout": {"types", "errors", "envs", "chat"},
+    "rollout": {"types", "errors", "files", "envs", "chat"},
     "learner": {"types", "errors", "config", "algorithms"},
     "data": NOUNS | {"chat", "rewards", "rollout"},
     "report": NOUNS | {"rollout", "data"},

@@ -157,6 +157,11 @@ OBJECTS = [
     ({"reward": {3: 1.0}}, ConfigError, "3 is not a function"),
     ({"tasks": []}, DataError, "data: an empty list of tasks"),
     ({"eval_tasks": []}, DataError, "eval.data: an empty list of tasks"),
+    ({"tasks": [{"prompt": "1+1=", "answer": "2"}]}, DataError, "data: expected a list of rlft.Task, got one with dict .*; make rlft.Task"),
+    ({"tasks": [{}]}, DataError, "data: expected a list of rlft.Task, got one with dict"),
+    ({"tasks": ["1+1="]}, DataError, "data: expected a list of rlft.Task, got one with str '1.1='; make rlft.Task"),
+    ({"tasks": "tasks.jsonl"}, DataError, "data: expected a list of rlft.Task, got 'tasks.jsonl'; a file is named in data.source"),
+    ({"eval_tasks": "tasks.jsonl"}, DataError, "a file is named in eval.data.source of the run file"),
 ]
 
 
@@ -164,6 +169,13 @@ OBJECTS = [
 def test_a_wrong_object_is_refused_before_anything_starts(write_run, objects, error, message):
     with pytest.raises(error, match=message):
         rlft.train(rlft.load(write_run()), **objects)
+
+
+@pytest.mark.parametrize("run", [rlft.train, rlft.sft, rlft.evaluate, rlft.dpo, rlft.train_rm], ids=lambda run: run.__name__)
+@pytest.mark.parametrize(("given", "said"), [("a.toml", "'a.toml'; give rlft.load.'a.toml'"), ({"model": "m"}, "dict .*; give rlft.load")])
+def test_a_run_file_is_loaded_before_it_is_run(run, given, said):
+    with pytest.raises(ConfigError, match=f"config: expected what rlft.load returns, got {said}"):
+        run(given)
 
 
 def test_a_run_is_resumed_where_there_is_one_and_never_overwritten_with_it(write_run):

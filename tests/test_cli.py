@@ -40,6 +40,11 @@ def test_some_help_has_brackets():
     assert "[eval.data]" in COMMANDS["eval"].callback.__doc__  # the control: there is something to show
 
 
+@pytest.mark.parametrize("asked", [[], ["train"]])
+def test_help_may_be_asked_for_as_a_command(capsys, monkeypatch, asked):
+    assert shown(capsys, monkeypatch, "help", *asked) == shown(capsys, monkeypatch, *asked, "--help") != ""
+
+
 def test_the_version_stands_in_one_place(capsys, monkeypatch):
     stated = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
     assert rlft.__version__ == stated

@@ -56,9 +56,12 @@ def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrid
         ("rollout.stop=User", "rollout", ["User"]),
         ('rollout.stop=","', "rollout", [","]),
         ("data.prompt=a,b", "data", "a,b"),  # the control: no list
+        ("eval.greedy=True", "eval", True),
+        ("data.shuffle=False", "data", False),
+        ("data.prompt=Truth", "data", "Truth"),
     ],
 )
-def test_a_list_on_the_command_line_needs_no_brackets(tmp_path, override, key, value):
+def test_a_value_on_the_command_line_is_written_as_people_type_it(tmp_path, override, key, value):
     needed = ['eval.data.source="x.jsonl"', "learner.lora_rank=8"]
     section = getattr(load(write(tmp_path, 'model = "m"\n'), [*needed, override]), key)
     assert value in [getattr(section, name) for name in type(section).model_fields]
@@ -106,6 +109,13 @@ def test_a_key_is_found_by_its_last_part(key, shown):
 def test_an_option_without_effect_is_an_error(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, 'model = "m"\n'), [override])
+
+
+def test_overrides_are_a_list_of_texts(tmp_path):
+    for wrong in ("steps=5", {"steps": 5}):
+        with pytest.raises(ConfigError, match="overrides: expected a list of texts such as .'steps=5'."):
+            load(write(tmp_path, 'model = "m"\n'), wrong)
+    assert load(write(tmp_path, 'model = "m"\n'), ["steps=5"]).steps == 5
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import glob
+import gzip
 import inspect
+import io
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from rlft.chat.messages import normal
 from rlft.config import DataConfig
+from rlft.data.csv_rows import DELIMITERS, csv_rows
 from rlft.errors import ConfigError, DataError, RenderError, RlftError, explain
+from rlft.files import cure
 from rlft.hub import check_on_hub, looks_local
 from rlft.names import bind, close_to
 from rlft.types import Message, Task
 
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".jsonl", ".json", ".parquet", *DELIMITERS)
+PACKED = ".gz"  # behind any of them but .parquet, which is packed already
 FILES = "a .jsonl, .json, .parquet, .csv or .tsv file"
+URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+ON_HUB = re.compile(r"(?:https?://[^/]+/datasets/|hf://datasets/)([^/?#]+/[^/?#]+)", re.IGNORECASE)
 UNSET = f"data.source is not set; give {FILES}, a Hub name, or 'module:function'"
 EXPECTED = f"expected {FILES}, a folder, a Hub name or 'module:function'"
 FILE_ENDING = re.compile(r"\.[a-z]{2,7}")  # such as .txt and .xlsx; a version in a Hub name has numbers
-MAX_CELL = 2**31 - 1  # characters of a CSV cell; Python's own limit is 131,072
 SHOWN = 5  # bad rows quoted in a message
 
 
@@ -104,7 +109,8 @@ def describe(bad_rows: Sequence[BadRow]) -> str:
 def read_rows(config: DataConfig) -> Iterator[SourceRow]:
     """What a source holds, row by row. Raises DataError, ConfigError."""
     source = config.source
-    if Path(source).suffix in SUFFIXES:
+    _check_place(source)
+    if ending(source) in SUFFIXES:
         return chain.from_iterable(_read_file(file) for file in _files(source))
     return _call(config) if ":" in source else _read_hub(config)
 
@@ -122,9 +128,10 @@ def look_at(config: DataConfig, tasks: bool = True) -> None:
     """
     if not config.source:
         raise DataError(UNSET)
-    if Path(config.source).suffix in SUFFIXES:
+    _check_place(config.source)
+    if ending(config.source) in SUFFIXES:
         files = _files(config.source)
-        if tasks and not any(file.suffix == ".parquet" for file in files):
+        if tasks and not any(ending(file) == ".parquet" for file in files):
             load_tasks(config.model_copy(update={"limit": 1}))
     elif ":" in config.source:
         _function(config)
@@ -132,24 +139,49 @@ def look_at(config: DataConfig, tasks: bool = True) -> None:
         _check_name(config.source)
 
 
+def ending(source: str | Path) -> str:
+    """What a file holds by its name: its ending in lower case, without a .gz behind it."""
+    name = Path(str(source).lower())
+    return Path(name.stem).suffix if name.suffix == PACKED else name.suffix
+
+
+def _check_place(source: str) -> None:
+    """Refuse an address on the network. Raises DataError."""
+    if URL.match(source):
+        found = ON_HUB.match(source)
+        name = f"the data set's Hub name, {found[1]!r}" if found else "a Hub name such as 'openai/gsm8k'"
+        raise DataError(f"data.source {source!r} is no path on this machine: download the file and give its path, or give {name}")
+
+
 def _files(pattern: str) -> list[Path]:
-    files = [Path(pattern)] if Path(pattern).is_file() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    found = [Path(pattern)] if Path(pattern).exists() else sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    files = [file for file in found if not file.is_dir()]
+    if found and not files:
+        inner = f"{found[0]}/*{ending(pattern)}"
+        raise DataError(f"data.source {pattern!r} is a folder: give the file, or all that lie in it as {inner!r}")
     if not files:
         raise DataError(f"data.source {pattern!r}: no such file (looked in {Path.cwd()}); check the path")
     return files
 
 
 def _read_file(file: Path) -> Iterator[SourceRow]:
-    if file.suffix == ".jsonl":
-        return _read_jsonl(file)
-    if file.suffix in DELIMITERS:
-        return _read_csv(file, DELIMITERS[file.suffix])
     # Not through `datasets` for JSON: it turns text that looks like a date into a datetime.
-    return _read_json(file) if file.suffix == ".json" else _read_parquet(file)
+    read = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}.get(ending(file), _read_csv)
+    try:
+        yield from read(file)
+    except (OSError, EOFError, zlib.error) as error:
+        if file.suffix.lower() == PACKED and not isinstance(error, PermissionError):
+            raise DataError(f"{file}: not a whole gzip file: {error}; unpack it with gunzip, or pack it again") from error
+        told = getattr(error, "strerror", None) or error
+        raise DataError(f"{file} cannot be read: {told}{cure(error) if isinstance(error, OSError) else ''}") from error
+
+
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file)) if file.suffix.lower() == PACKED else file.open("rb")
 
 
 def _read_jsonl(file: Path) -> Iterator[SourceRow]:
-    with file.open("rb") as lines:
+    with _open(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield SourceRow(str(file), number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line))
@@ -164,7 +196,8 @@ def _parse(line: bytes) -> Any:
 
 def _read_json(file: Path) -> Iterator[SourceRow]:
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        with _open(file) as data:
+            rows = json.loads(data.read().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON: {error}; for one object a line name the file .jsonl") from None
     if not isinstance(rows, list):
@@ -173,24 +206,16 @@ def _read_json(file: Path) -> Iterator[SourceRow]:
         yield SourceRow(str(file), number, value)
 
 
-def _read_csv(file: Path, delimiter: str) -> Iterator[SourceRow]:
-    """Rows below a line of names. A cell is text as it stands ("007" stays so), and an empty one is null."""
-    csv.field_size_limit(MAX_CELL)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter=delimiter, strict=True)
-        try:
-            names = rows.fieldnames or []
-            if len(set(names)) < len(names) or "" in names:
-                raise DataError(f"{file}: expected a first line with a name for each column, got {names}")
-            for number, row in enumerate(rows, start=1):
-                surplus = row.pop(None, None)
-                value = {name: cell or None for name, cell in row.items()}
-                yield SourceRow(str(file), number, BadRow("", 0, "", f"more cells than columns: {surplus}") if surplus else value)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{file}, line {rows.line_num + 1}: not readable as {file.suffix[1:].upper()} in UTF-8: {error}") from error
+def _read_csv(file: Path) -> Iterator[SourceRow]:
+    with _open(file) as data, io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv_rows(lines, file, ending(file)), start=1):
+            surplus = isinstance(row, list)
+            yield SourceRow(str(file), number, BadRow("", 0, "", f"more cells than columns: {row}") if surplus else row)
 
 
 def _read_parquet(file: Path) -> Iterator[SourceRow]:
+    if file.suffix.lower() == PACKED:
+        raise DataError(f"{file}: a packed Parquet file; unpack it with gunzip")
     import datasets
     import pyarrow
 
@@ -222,7 +247,7 @@ def _check_name(source: str) -> tuple[str, str | None]:
         return source, None
     if Path(source).is_file():
         raise DataError(f"data.source {source!r}: expected a file that ends in {', '.join(SUFFIXES)}")
-    if looks_local(source) or ("/" not in source and FILE_ENDING.fullmatch(Path(source).suffix)):
+    if looks_local(source) or ("/" not in source and FILE_ENDING.fullmatch(Path(source).suffix.lower())):
         raise DataError(f"data.source {source!r}: no such file or folder (looked in {Path.cwd()}); {EXPECTED}")
     name, _, subset = source.rpartition("/") if source.count("/") == 2 else (source, "", None)
     try:

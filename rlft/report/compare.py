@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rlft.errors import ConfigError
+from rlft.files import read_text
 from rlft.report.folder import RunFolder, flat
+from rlft.report.folders import check_run
 from rlft.report.metrics import STEP
 from rlft.report.results import before_and_after, figures, with_interval
 
+RESTORE = "restore it, or leave this run out"
 SHARE = 0.1  # of the steps, at either end, that a figure is the mean of
 # The mean over the first steps and the last ones; what a run does not record it has no line for.
 FIGURES = {
@@ -46,8 +49,7 @@ class Run:
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in these folders, under names that tell them apart. Raises ConfigError."""
     for path in paths:
-        if not (path / "config.toml").is_file():
-            raise ConfigError(f"no run in {str(path)!r}; give folders of runs, such as runs/demo")
+        check_run(path)
     short = Counter(path.resolve().name for path in paths)
     return [_read(path, path.resolve().name if short[path.resolve().name] == 1 else str(path)) for path in paths]
 
@@ -95,10 +97,26 @@ def results(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def _read(path: Path, name: str) -> Run:
     folder = RunFolder(path)
-    config = flat(tomllib.loads(folder.config.read_text(encoding="utf-8")))
-    summary = json.loads(folder.summary.read_text(encoding="utf-8")) if folder.summary.exists() else {}
-    alarms = folder.alarms.read_text(encoding="utf-8").splitlines() if folder.alarms.exists() else []
-    return Run(name, config, folder.rows(), summary, Counter(json.loads(line)["name"] for line in alarms))
+    try:
+        config = flat(tomllib.loads(read_text(folder.config)))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{folder.config}: not valid TOML: {error}; {RESTORE}") from error
+    summary = next(_objects(folder.summary, whole=True), {})
+    alarms = Counter(alarm["name"] for alarm in _objects(folder.alarms))
+    return Run(name, config, list(_objects(folder.metrics)), summary, alarms)
+
+
+def _objects(path: Path, whole: bool = False) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of the run: one a line, or the `whole` file; a last line that is not finished is none."""
+    text = read_text(path) if path.exists() else ""
+    for number, line in enumerate([text] if whole and text else text.split("\n")[:-1], start=1):
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}, line {number}: not valid JSON: {error}; {RESTORE}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}, line {number}: expected an object, got {line!r}; {RESTORE}")
+        yield found
 
 
 def _state(run: Run) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import pyarrow as pa
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 from rlft.data.stored import read
 from rlft.errors import ConfigError, visible
 from rlft.names import nearest
+from rlft.report.folders import check_run
 
 Kind = Literal["step", "eval", "greedy", "first"]
 Record = Mapping[str, Any]
@@ -42,7 +44,7 @@ class Choice:
 def show(console: Console, folder: Path, choice: Choice) -> None:
     """Print the chosen episodes of the run in `folder`. Raises ConfigError where there is nothing to choose from."""
     path = stored_file(folder, choice.kind, choice.step)
-    episodes = [record for record in read(path) if record["row"] == 0]
+    episodes = _episodes(path)
     chosen = choose(episodes, choice)
     console.print(_heading(episodes, path), markup=False, highlight=False, soft_wrap=True)
     for record in chosen:
@@ -51,10 +53,18 @@ def show(console: Console, folder: Path, choice: Choice) -> None:
         console.print("no such episode: " + ("all have a verdict" if choice.failed else "none has a verdict; --failed shows why"))
 
 
+def _episodes(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [record for record in read(path) if record["row"] == 0]
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"{path}: not a readable Parquet file: {error}; show another with --step, or restore this one") from error
+    except KeyError as error:
+        raise ConfigError(f"{path} holds no episodes of a run: it lacks the column {error}; show another with --step") from error
+
+
 def stored_file(folder: Path, kind: Kind, step: int | None) -> Path:
     """The file of a step, or the last one of its kind. Raises ConfigError."""
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(f"no run in {str(folder)!r}; give the folder of one, such as runs/demo")
+    check_run(folder)
     files = {file: int(file.stem.rpartition("-")[2]) for file in (folder / "rollouts").glob(f"{kind}-*.parquet")}
     if not files:
         there = sorted({file.stem.partition("-")[0] for file in (folder / "rollouts").glob("*.parquet")})

@@ -18,6 +18,7 @@ from rlft.chat.template import attempt
 from rlft.chat.thoughts import MARKS, left_open
 from rlft.envs.base import ToolSpec
 from rlft.errors import ConfigError, RenderError
+from rlft.files import read_text
 from rlft.types import Message
 
 OPENING = 64  # tokens at a prompt's end among which a chat template opens the thought
@@ -209,9 +210,15 @@ def _squashed(text: str) -> str:
 
 
 def check_template_file(chat_template: str) -> None:
-    """Refuse a file that is not there; "" names none. Raises ConfigError."""
+    """Refuse a file that is not there, or holds no text; "" names none. Raises ConfigError."""
     if chat_template and not Path(chat_template).is_file():
         raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
+    read_template(chat_template)
+
+
+def read_template(chat_template: str) -> str:
+    """The text of a template's file; "" names none. Raises ConfigError."""
+    return read_text(chat_template, "chat_template") if chat_template else ""
 
 
 def load_renderer(model: str, chat_template: str = "") -> Renderer:
@@ -244,4 +251,4 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
     eos_ids = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id} - {None}
     if not eos_ids:
         raise ConfigError(f"model {model!r} names no EOS token: set eos_token in its tokenizer or generation config")
-    return Renderer(tokenizer, sorted(eos_ids), Path(chat_template).read_text() if chat_template else "")
+    return Renderer(tokenizer, sorted(eos_ids), read_template(chat_template))

@@ -22,6 +22,7 @@ from rlft.names import bind, check_name
 from rlft.report.folder import RunFolder
 from rlft.rewards.compose import Term, compose
 from rlft.rollout.renderer import check_template_file
+from rlft.runs.defaults import check_loaded
 from rlft.runs.limits import in_context, stated_positions
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _look_at_stage(config: RunConfig, command: Command) -> None:
 
 def check_applies(config: RunConfig, command: Command, has_eval_tasks: bool = False) -> None:
     """Refuse sections that a kind of run does not use, and an evaluation without tasks. Raises ConfigError."""
+    check_loaded(config)
     defaults = RunConfig(model=config.model)
     if command == "eval" and not config.eval.data.source and not has_eval_tasks:
         raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlft.config import USUAL_CONTEXT, RunConfig
 from rlft.errors import ConfigError
+from rlft.files import read_text
 from rlft.hub import check_model
 
 # Where architectures keep the number of their positions, and how a rotary embedding that stretches them is named (both as
@@ -72,15 +73,21 @@ def positions(config: Any) -> int | None:
 
 def stated_positions(model: str) -> int | None:
     """`positions` as a model folder's config.json states them, without transformers; None where that alone does not tell."""
-    file = Path(model, "config.json")
+    file, text = Path(model, "config.json"), _config_text(model)
     try:
-        stated = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        stated = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"model {model!r}: {file} is not valid JSON: {error}") from error
-    text = stated.get("text_config", stated) if isinstance(stated, dict) else {}
-    stretches = any(isinstance(text.get(key), dict) and "factor" in str(text[key]) for key in ("rope_scaling", "rope_parameters"))
-    numbers = [value for key in POSITIONS if isinstance(value := text.get(key), int)]
+    own = stated.get("text_config", stated) if isinstance(stated, dict) else {}
+    stretches = any(isinstance(own.get(key), dict) and "factor" in str(own[key]) for key in ("rope_scaling", "rope_parameters"))
+    numbers = [value for key in POSITIONS if isinstance(value := own.get(key), int)]
     return min(numbers) if numbers and not stretches else None
+
+
+def _config_text(model: str) -> str:
+    """A model folder's config.json; "{}" for a Hub name. Raises ConfigError."""
+    file = Path(model, "config.json")
+    return read_text(file, f"model {model!r}") if file.is_file() else "{}"
 
 
 def tokens_without_embedding(tokenizer: Any, model: str) -> list[str]:
@@ -93,6 +100,7 @@ def model_config(model: str) -> Any:
     """transformers' configuration of a model folder or Hub name. Raises ConfigError."""
     from transformers import AutoConfig
 
+    _config_text(model)  # transformers would name no file
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -84,6 +84,11 @@ def load_source(where: str, data: DataConfig, tasks: Sequence[Task] | None) -> t
     if tasks is not None:
         if not tasks:
             raise DataError(f"{where}: an empty list of tasks; give at least one")
+        if isinstance(tasks, str):
+            raise DataError(f"{where}: expected a list of rlft.Task, got {tasks!r}; a file is named in {where}.source of the run file")
+        for wrong in (task for task in tasks if not isinstance(task, Task)):
+            made = "rlft.Task(id, ({'role': 'user', 'content': prompt},), answer)"
+            raise DataError(f"{where}: expected a list of rlft.Task, got one with {type(wrong).__name__} {str(wrong)[:60]!r}; make {made}")
         return [shaped(task) for task in tasks], ()
     if not data.source:
         raise DataError(UNSET.replace("data", where, 1))

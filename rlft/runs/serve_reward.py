@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 
 from rlft.actors.reward import RewardWorker
 from rlft.errors import ConfigError, RewardError
+from rlft.files import read_text
 from rlft.rewards.http import is_loopback
 from rlft.rewards.wire import decode_groups, encode_verdicts
 from rlft.types import Group
@@ -34,7 +35,7 @@ def read_token(token_env: str, token_file: Path | None) -> str:
     elif token_file:
         if not token_file.is_file():
             raise ConfigError(f"--token-file {token_file}: no such file")
-        token, where = token_file.read_text().strip(), f"the file {token_file}"
+        token, where = read_text(token_file, "--token-file").strip(), f"the file {token_file}"
     else:
         return ""
     if not token or not token.isascii():

@@ -28,7 +28,7 @@ from rlft.hub import check_model
 from rlft.rewards.compose import PackedGrader
 from rlft.rewards.grader import EngineSize, SizesEngines, UsesEngines
 from rlft.rewards.learned.judge import POLICY
-from rlft.rollout.renderer import Renderer
+from rlft.rollout.renderer import Renderer, read_template
 from rlft.runs.joining import TOKEN_HINT, prepare_to_join
 from rlft.runs.limits import context_length
 from rlft.runs.stopping import leave_signals_to_guard, note
@@ -171,7 +171,7 @@ def start_learner(
     if "values" in algorithm.needs:
         critic = config.critic.model_copy(update={"model": "" if config.critic.shared else absolute(config.critic.model or config.model)})
     reference = absolute(origin.reference or config.model) if "ref_logprobs" in algorithm.needs else ""
-    template = Path(config.chat_template).read_text() if config.chat_template else ""
+    template = read_template(config.chat_template)
     begin = {"start_step": origin.stage_steps_done, "state": origin.state, "chat_template": template, "longest_row": longest_row}
     ranks = start_ranks(config, LearnerRank, group, reference=reference, critic=critic, dump_dir=str(dump_dir), **begin)
     dtype = dtype_of(config.rollout.dtype, config.rollout.gpus)

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from rlft.config import RunConfig, load, local_file
+from rlft.config import RunConfig, load
 from rlft.errors import ConfigError, visible
+from rlft.files import local_file
 from rlft.hub import looks_local
 from rlft.runs.joining import CONNECT_S, TOKEN_HINT, is_cluster
 from rlft.runs.stopping import note

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import random
@@ -88,6 +89,56 @@ def test_a_csv_file_that_cannot_be_read_is_told_with_its_line(tmp_path, content,
     (tmp_path / "a.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         load_tasks(DataConfig(source=str(tmp_path / "a.csv")))
+
+
+TWO = [("1+1=", "2"), ("2+2=", "4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "prompt,answer\n1+1=,2\n2+2=,4\n"),
+        ("a.csv", "prompt;answer\n1+1=;2\n2+2=;4\n"),
+        ("a.csv", "prompt\tanswer\n1+1=\t2\n2+2=\t4\n"),
+        ("a.tsv", "prompt,answer\n1+1=,2\n2+2=,4\n"),
+        ("a.csv", "prompt, answer\n1+1=, 2\n2+2=, 4\n"),
+        ("a.csv", '"prompt", "answer"\n"1+1=", "2"\n"2+2=", "4"\n'),
+        ("a.csv", " prompt ,answer \n1+1=,2\n2+2=,4\n"),
+        ("a.csv", ",prompt,answer\n0,1+1=,2\n1,2+2=,4\n"),
+        ("A.CSV", "prompt,answer\n1+1=,2\n2+2=,4\n"),
+    ],
+)
+def test_a_table_is_read_as_people_save_it(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    tasks, bad = load_tasks(DataConfig(source=str(tmp_path / name)))
+    assert [(task.messages[0]["content"], task.answer, dict(task.meta)) for task in tasks] == [(*pair, {}) for pair in TWO] and not bad
+
+
+def test_a_separator_in_a_cell_or_in_a_table_of_one_column_stays_text(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,answer\na;b\t c, x\n")
+    assert load_tasks(DataConfig(source=str(tmp_path / "a.csv"))).tasks[0].messages[0]["content"] == "a;b\t c"
+    assert load_tasks(DataConfig(source=str(tmp_path / "a.csv"))).tasks[0].answer == " x"
+    (tmp_path / "b.csv").write_text("prompt\na;b\n")
+    assert load_tasks(DataConfig(source=str(tmp_path / "b.csv"), answer="")).tasks[0].messages[0]["content"] == "a;b"
+    (tmp_path / "c.csv").write_text("prompt,,answer\na,0,b\n")  # the first column may lack a name, and no other
+    with pytest.raises(DataError, match="expected a first line with a name for each column"):
+        load_tasks(DataConfig(source=str(tmp_path / "c.csv")))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "A.JSONL"])
+def test_a_packed_file_and_an_ending_in_capitals_are_read_as_the_plain_file(tmp_path, name):
+    text = "prompt,answer\n1+1=,2\n" if name == "a.csv" else json.dumps({"prompt": "1+1=", "answer": "2"})
+    text = f"[{text}]" if name == "a.json" else text
+    (tmp_path / name).write_text(text)
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    plain, packed = (load_tasks(DataConfig(source=str(tmp_path / one))).tasks for one in (name, f"{name}.gz"))
+    assert plain == packed and plain[0].answer == "2"
+
+
+def test_a_packed_parquet_file_is_to_be_unpacked(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress(b"x"))
+    with pytest.raises(DataError, match="a packed Parquet file; unpack it with gunzip"):
+        load_tasks(DataConfig(source=str(tmp_path / "a.parquet.gz")))
 
 
 def test_a_long_cell_of_a_csv_file_is_read_whole(tmp_path):

@@ -1,6 +1,8 @@
 import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -49,6 +51,14 @@ def test_an_episode_of_several_rows_is_shown_once_and_one_of_a_task_with_all_its
     run_folder(tmp_path, records=[record("a"), record("a", row=1), record("a", index=1, said="43"), record("b")])
     text = shown(tmp_path, task="a")
     assert text.count("6*7=") == 2 and "43" in text and "3 episodes of 2 tasks" in text
+
+
+def test_a_parquet_file_of_others_is_told_and_nothing_is_shown(tmp_path):
+    run_folder(tmp_path, records=[record()])
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "rollouts" / "step-000002.parquet")
+    with pytest.raises(ConfigError, match="step-000002.parquet holds no episodes of a run: it lacks the column .*--step"):
+        shown(tmp_path)
+    assert "1 episodes" in shown(tmp_path, step=1)  # the control
 
 
 def test_the_last_stored_step_is_shown_or_the_one_that_is_asked_for(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rlft.chat.chat import ASSISTANT, Chat, Rendered
 from rlft.errors import ConfigError, RewardError
+from rlft.files import read_text
 from rlft.hub import check_folder
 from rlft.types import Message
 
@@ -48,7 +49,7 @@ def read_template(file: str) -> str:
     """The text of a template file; "" for "". Raises ConfigError."""
     if file and not Path(file).is_file():
         raise ConfigError(f"chat_template: no file {file!r} (looked in {Path.cwd()})")
-    return Path(file).read_text() if file else ""
+    return read_text(file, "chat_template") if file else ""
 
 
 class Encoder:

@@ -11,6 +11,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rlft.errors import ConfigError, RewardError
+from rlft.files import read_text
 from rlft.rewards.learned.verdicts import Mode
 from rlft.types import Message, Task, Trajectory
 
@@ -69,7 +70,7 @@ def load_template(mode: Mode, file: str = "") -> str:
         return TEMPLATES[mode]
     if not Path(file).is_file():
         raise ConfigError(f"judge: template: no file {file!r} (looked in {Path.cwd()})")
-    source = Path(file).read_text(encoding="utf-8")
+    source = read_text(file, "judge: template")
     try:
         names = meta.find_undeclared_variables(_environment().parse(source))
     except TemplateError as error:
