@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +19,7 @@ USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -158,7 +158,7 @@ class EvalConfig(SamplingConfig):
     data: DataConfig = DataConfig(shuffle=False)
     every: int = Field(default=0, ge=0)  # steps; 0 = only before and after
     samples: int = Field(default=4, ge=1)  # per task
-    pass_k: list[int] = [1]
+    pass_k: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
     greedy: bool = False  # one more pass at temperature 0
     metric: str = ""  # reward part to report; "" = the whole reward
     threshold: float = 1.0  # value from which a sample counts as a pass

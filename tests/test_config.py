@@ -39,6 +39,13 @@ def test_a_run_file_is_read_with_its_overrides(tmp_path):
         (["learner.zero_stage=4"], "learner.zero_stage: .*0, 1, 2 or 3, got 4"),
         (["rollout.group_size"], "expected key=value"),
         (["model.name=x"], "'model' is a value, not a table"),
+        (["eval.pass_k=0"], r"eval.pass_k\[0\]: .*greater than or equal to 1, got 0"),
+        (["eval.pass_k=1,-1"], r"eval.pass_k\[1\]: .*greater than or equal to 1, got -1"),
+        (["eval.pass_k=[]"], r"eval.pass_k: .*at least 1 item.*, got \[\]"),
+        (["learner.lr=inf"], "learner.lr: input should be a finite number, got inf"),
+        (["rollout.temperature=nan"], "rollout.temperature: input should be a finite number, got nan"),
+        (["learner.betas=[0.9, inf]"], r"learner.betas\[1\]: input should be a finite number, got inf"),
+        (["guards.length=inf"], "guards.length: input should be a finite number, got inf"),
     ],
 )
 def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrides, message):
