@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlft.effects import check_effects
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
 from rlft.names import nearest
 
 RECIPES = Path(__file__).parent / "recipes"
-USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
 
 
 class Section(BaseModel):
@@ -194,9 +194,6 @@ class TrackingConfig(Section):
         return self.rollouts_every > 0 and step % self.rollouts_every == 0
 
 
-WANDB_KEYS = tuple(name for name in TrackingConfig.model_fields if name.startswith("wandb_"))
-
-
 class UntilConfig(Section):
     """When a stage ends before its steps are over."""
 
@@ -300,7 +297,7 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
     if not config.stages:
-        _check_options_apply(config)
+        check_effects(config)
         return config
     if "steps" in table:
         raise ConfigError(f"steps: every stage has its own, got {config.steps} for the run; remove it")
@@ -408,41 +405,3 @@ def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
             _merge(table[key], value)
         else:
             table[key] = value
-
-
-def _check_options_apply(config: RunConfig) -> None:
-    """An option that cannot have an effect is an error, never a silent no-op."""
-    rollout, learner, data, held_out = config.rollout, config.learner, config.data, config.eval.data
-    filtered = data.min_pass_rate > 0 or data.max_pass_rate < 1
-    rules: list[tuple[Section, tuple[str, ...], bool, str]] = [
-        (learner, ("lora_alpha", "lora_targets"), learner.lora_rank > 0, "needs lora_rank > 0"),
-        (learner, ("min_lr_ratio",), learner.schedule != "constant", "needs schedule = 'linear' or 'cosine'"),
-        (learner, ("offload_optimizer",), learner.zero_stage != 0, "needs zero_stage 1, 2 or 3"),
-        (rollout, ("top_p", "top_k", "min_p"), rollout.temperature > 0, "has no effect at temperature 0"),
-        (rollout, ("max_refills",), rollout.drop_no_signal, "needs drop_no_signal = true"),
-        (config.tracking, WANDB_KEYS, config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
-        (config.eval, ("every", "samples", "greedy", "pass_k"), bool(config.eval.data.source), "needs eval.data.source"),
-        (data, ("options",), ":" in data.source or not data.options, "applies to a 'module:function' source only"),
-        (data, ("min_attempts",), filtered, "needs min_pass_rate or max_pass_rate"),
-        (data, ("shuffle",), data.curriculum != "learnable", "has no effect with curriculum = 'learnable', which draws at random"),
-        (held_out, ("curriculum", "min_pass_rate", "max_pass_rate", "min_attempts"), False, "applies to training tasks only"),
-        (rollout, ("entropy_gain", "min_temperature", "max_temperature"), rollout.entropy_target is not None, "needs entropy_target"),
-        (config.critic, ("model", "num_minibatches", "num_epochs"), not config.critic.shared, "has no effect with shared = true"),
-        (config.critic, ("loss_coef",), config.critic.shared, "needs shared = true"),
-    ]
-    names = {id(getattr(config, name)): name for name in RunConfig.model_fields} | {id(held_out): "eval.data"}
-    for section, keys, applies, reason in rules:
-        for key in keys:
-            if not applies and getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
-                raise ConfigError(f"{names[id(section)]}.{key} {reason}")
-    if max(config.eval.pass_k) > config.eval.samples:
-        raise ConfigError(f"eval.pass_k {max(config.eval.pass_k)} needs at least as many eval.samples, got {config.eval.samples}")
-    if rollout.max_tokens >= (length := rollout.max_model_len or USUAL_CONTEXT):
-        raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {length}")
-    if data.min_pass_rate > data.max_pass_rate:
-        raise ConfigError(f"data.min_pass_rate {data.min_pass_rate:g} is above max_pass_rate {data.max_pass_rate:g}: no task would be left")
-    if rollout.entropy_target is not None and not rollout.min_temperature <= rollout.temperature <= rollout.max_temperature:
-        bounds = f"min_temperature {rollout.min_temperature:g} and max_temperature {rollout.max_temperature:g}"
-        raise ConfigError(f"rollout.temperature: expected a start between {bounds}, got {rollout.temperature:g}")
-    if "mismatch" in config.guards.stop and not config.guards.mismatch:
-        raise ConfigError("guards.stop: 'mismatch' needs guards.mismatch, the limit from which it sounds")

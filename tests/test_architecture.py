@@ -19,7 +19,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 
 # What each room may import from the package, beside itself. A room that stands later may import those before it only.
-NOUNS = {"types", "errors", "elsewhere", "hub", "config", "names"}
+NOUNS = {"types", "errors", "elsewhere", "hub", "effects", "config", "names"}
 HELPERS = {"chat", "algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "elsewhere": set(),
     "hub": {"errors"},
     "names": {"errors", "elsewhere"},
-    "config": {"types", "errors", "elsewhere", "hub", "names"},
+    "effects": {"errors"},
+    "config": {"types", "errors", "effects", "elsewhere", "hub", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
     "chat": {"types", "errors"},

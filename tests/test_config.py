@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from rlft import algorithms, elsewhere, names
 from rlft.algorithms.policy_gradient import DEFAULTS
 from rlft.config import RECIPES, RunConfig, load, validate, whole_key
+from rlft.data.sources import SUFFIXES
+from rlft.effects import WHOLE_FILES
 from rlft.errors import ConfigError
 from rlft.names import bind
 
@@ -96,7 +98,10 @@ def test_a_key_is_found_by_its_last_part(key, shown):
         ("learner.min_lr_ratio=0.1", "learner.min_lr_ratio needs schedule"),
         ("rollout.max_refills=2", "rollout.max_refills needs drop_no_signal"),
         ('tracking.wandb_project="x"', "tracking.wandb_project needs wandb"),
-        ("eval.every=10", "eval.every needs eval.data.source"),
+        ("data={source = 'x.csv', split = 'test'}", "data.split applies to Hub names and folders only"),
+        ("data={source = 'my_data:rows', split = 'test'}", "data.split applies to Hub names and folders only"),
+        ("eval.data={source = 'x.jsonl', split = 'test'}", "eval.data.split applies to Hub names and folders only"),
+        ("eval.data.options={seed = 1}", "eval.data.options applies to a 'module:function' source only"),
         ("data.options={seed = 1}", "data.options applies to a 'module:function' source only"),
         ("rollout.max_tokens=9999", "leaves no room for a prompt"),
         ("data.min_attempts=3", "data.min_attempts needs min_pass_rate or max_pass_rate"),
@@ -113,6 +118,12 @@ def test_a_key_is_found_by_its_last_part(key, shown):
 def test_an_option_without_effect_is_an_error(tmp_path, override, message):
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, 'model = "m"\n'), [override])
+
+
+def test_a_split_of_a_data_set_is_fine_and_files_are_told_apart_as_the_sources_do(tmp_path):
+    for source in ("owner/name", "owner/name/subset", "folder"):
+        assert load(write(tmp_path, 'model = "m"\n'), [f"data={{source = '{source}', split = 'test'}}"]).data.split == "test"
+    assert WHOLE_FILES == SUFFIXES
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):

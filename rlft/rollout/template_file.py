@@ -1,0 +1,35 @@
+"""A chat template in a file, compiled as transformers would, before that is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rlft.errors import ConfigError
+
+
+class Generation(Extension):
+    """The block of transformers that marks what the assistant says; here its content alone."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def check_template_file(path: str) -> None:
+    """Refuse a file that is not there or holds no Jinja template. Raises ConfigError."""
+    if not Path(path).is_file():
+        raise ConfigError(f"chat_template: no file {path!r} (looked in {Path.cwd()})")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    try:
+        environment.compile(Path(path).read_text(encoding="utf-8"))
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"chat_template {path!r}: no Jinja template: line {error.lineno}: {error.message}; correct it there") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template {path!r} cannot be read: {error}; give a text file in UTF-8 with a Jinja template") from error
