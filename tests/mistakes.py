@@ -116,6 +116,12 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("no run file given", ["train"], "Missing argument 'run'", exit=2),
     Mistake("resume and overwrite", ["train", "run.toml", "--resume", "--overwrite"], "ask for one of them"),
     Mistake("resume of nothing", ["train", "run.toml", "--resume"], "'runs/run' holds no rlft run to resume; start it without --resume"),
+    Mistake("a dashboard to join", ["train", "run.toml", "--overwrite", "--address", "http://head:8265"],
+            "--address http://head:8265: that is the dashboard, which takes jobs: use `rlft submit FILE --address http://head:8265`", RESULTS),
+    Mistake("a dashboard to join, for pairs", ["dpo", "run.toml", "--address", "https://head"], "that is the dashboard.*joins .*, such as head:6379"),
+    Mistake("a cluster without a port", ["train", "run.toml", "--address", "head"], "--address head: no port is named; give HOST:PORT, such as head:6379"),
+    Mistake("a cluster without a port in the environment", ["eval", "run.toml"], "RAY_ADDRESS head: no port is named; give HOST:PORT, such as head:6379",
+            env={"RAY_ADDRESS": "head"}),
     # The model.
     of_set("the starter was not made", "model=runs/starter", "model 'runs/starter': no such folder .*; `rlft starter` makes it"),
     of_set("a folder that is not there", "model=./nowhere", r"model './nowhere': no such folder \(looked in /.*\); give a folder"),

@@ -9,7 +9,7 @@ import pytest
 from rlft.config import validate
 from rlft.errors import ConfigError
 from rlft.runs import joining, submit
-from rlft.runs.joining import prepare_to_join
+from rlft.runs.joining import check_address, prepare_to_join
 from rlft.runs.submit import MAX_MB, Job, check_sent, sent_files, submit_job
 
 
@@ -119,6 +119,29 @@ def test_a_dashboard_is_no_address_to_join(web_server):
 
 def test_what_ray_finds_itself_is_left_to_it():
     prepare_to_join("auto")
+    assert check_address("auto") == "auto"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("head", "--address head: no port is named; give HOST:PORT, such as head:6379"),
+        ("10.0.0.1", "give HOST:PORT, such as head:6379"),
+        ("head:", "give HOST:PORT, such as head:6379"),
+        (":6379", "give HOST:PORT, such as head:6379"),
+        ("ray://head", "--address ray://head: no port is named; give HOST:PORT, such as ray://head:10001"),
+        ("https://head", "that is the dashboard"),
+    ],
+)
+def test_an_address_that_no_run_joins_is_told_before_anybody_is_asked(monkeypatch, address, message):
+    for check in (check_address, prepare_to_join):
+        with pytest.raises(ConfigError, match=message):
+            check(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="RAY_ADDRESS"):
+        check_address(None)
+    for good in ("head:6379", "[::1]:6379", "ray://head:10001", "local"):  # the control; what is typed counts, and not the environment
+        assert check_address(good) == good
 
 
 @pytest.mark.parametrize(
