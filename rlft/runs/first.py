@@ -73,10 +73,10 @@ def look_from_afar(config: RunConfig, command: Command, overwrite: bool = False,
     check_wishes(overwrite, resume)
     if _is_ours(config.chat_template):
         check_given_template(config.chat_template)
-    if _is_ours(config.model):
+    if Path(config.model).is_dir():
         check_folder(config.model)
-    if command in ("train", "eval") and Path(config.model).is_dir():
-        in_context(config, stated_positions(config.model))
+        if command in ("train", "eval"):
+            in_context(config, stated_positions(config.model))
     _in_stages(config, lambda own: _look_at_stage(own, command, afar=True))
     if command == "train":
         _in_stages(config, lambda own: _try(lambda: check_sampling(own.rollout, make_algorithm(own, None)), afar=True))
