@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rlft.effects import check_effects
+from rlft.effects import check_effects, check_reached
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
 from rlft.names import nearest
 
+RESOLVED = "# The resolved run file of an rlft run."  # its first line; such a one may be of a run that was made shorter
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -279,15 +280,19 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: missing file, unknown key (with the nearest valid one), wrong type or
             range, or an option that does not apply.
     """
-    file = _find(path)
+    file, overrides = _find(path), list(overrides)
     try:
-        table = tomllib.loads(file.read_text())
+        table = tomllib.loads(text := file.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(table, override)
     table.setdefault("run_dir", f"runs/{file.stem}")
-    return validate(table)
+    config, given = validate(table), {override.partition("=")[0].strip() for override in overrides}
+    if not text.startswith(RESOLVED):
+        for index in range(max(1, len(config.stages))):
+            check_reached(config.of_stage(index) if config.stages else config, config.steps, given)
+    return config
 
 
 def validate(table: Mapping[str, Any]) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,25 @@ def check_effects(config: Any) -> None:
         raise ConfigError(f"rollout.temperature: expected a start between {bounds}, got {rollout.temperature:g}")
     if "mismatch" in config.guards.stop and not config.guards.mismatch:
         raise ConfigError("guards.stop: 'mismatch' needs guards.mismatch, the limit from which it sounds")
+
+
+def check_reached(config: Any, steps: int, given: Collection[str]) -> None:
+    """Refuse what would begin after the run's last step. A run made shorter on the command line, to try it, may leave its file as it is.
+
+    Args:
+        config: a RunConfig.
+        steps: of the whole run.
+        given: keys that stand on the command line.
+
+    Raises:
+        ConfigError: which option, and what to do.
+    """
+    every, save_every, warmup = config.eval.every, config.tracking.save_every, config.learner.warmup_steps
+    rules = (
+        ("eval.every", every, every > steps, "set it lower, or to 0 to evaluate before and after only"),
+        ("tracking.save_every", save_every, save_every > steps, "set it lower, or to 0 to save at the end only"),
+        ("learner.warmup_steps", warmup, warmup >= steps, "set it lower, for the rate is still rising then"),
+    )
+    for key, value, late, way in rules:
+        if value and late and (key in given or "steps" not in given):
+            raise ConfigError(f"{key} {value}: the run ends after {steps} step{'s' * (steps > 1)}; {way}")

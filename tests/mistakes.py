@@ -90,6 +90,10 @@ MISTAKES: Sequence[Mistake] = (
     of_set("a part of the reward that is another's", "eval.metric=f1", r"eval.metric 'f1': no part of \[reward\] .*valid: exact_match", files={
         "run.toml": HELD_OUT}),
     of_set("an evaluation of nothing", "eval.every=10", "eval.every needs eval.data.source"),
+    of_set("an evaluation that never comes", "eval.every=200", "eval.every 200: the run ends after 100 steps; set it lower, or to 0", files={
+        "run.toml": HELD_OUT}),
+    of_set("a checkpoint that never comes", "tracking.save_every=200", "tracking.save_every 200: the run ends after 100 steps; set it lower, or to 0"),
+    of_set("a rate that only rises", "learner.warmup_steps=100", "learner.warmup_steps 100: the run ends after 100 steps; set it lower"),
     of_set("the length of no evaluation's answers", "eval.max_tokens=8", "eval.max_tokens needs eval.data.source"),
     of_set("the metric of no evaluation", "eval.metric=exact_match", "eval.metric needs eval.data.source"),
     of_set("a split of a file", "data.split=test", "data.split applies to Hub names and folders only"),

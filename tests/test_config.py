@@ -13,6 +13,7 @@ from rlft.data.sources import SUFFIXES
 from rlft.effects import WHOLE_FILES
 from rlft.errors import ConfigError
 from rlft.names import bind
+from rlft.report.tracking import MARKER
 
 
 def write(tmp_path, text):
@@ -120,10 +121,35 @@ def test_an_option_without_effect_is_an_error(tmp_path, override, message):
         load(write(tmp_path, 'model = "m"\n'), [override])
 
 
+LATE = 'model = "m"\nsteps = 10\ndata.source = "x.jsonl"\neval.data.source = "x.jsonl"\n'
+
+
+@pytest.mark.parametrize(
+    ("key", "late", "fine"),
+    [("eval.every", 11, 10), ("tracking.save_every", 11, 10), ("learner.warmup_steps", 10, 9)],
+)
+def test_what_would_begin_after_the_last_step_is_an_error_but_not_in_a_run_made_shorter_to_try_it(tmp_path, key, late, fine):
+    message = f"{key} {late}: the run ends after 10 steps; set it lower"
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, f"{LATE}{key} = {late}\n"))
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, LATE), [f"{key}={late}", "steps=10"])
+    load(write(tmp_path, LATE), [f"{key}={fine}"])  # the control
+    short = load(write(tmp_path, f"{LATE}{key} = {fine}\n"), ["steps=2"])
+    load(write(tmp_path, f"{MARKER}{short.to_toml()}"))  # what that run left, by which it goes on
+
+
+def test_an_interval_of_stages_may_reach_to_the_end_of_the_last_one(tmp_path):
+    staged = LATE.replace("steps = 10\n", "") + "[[stages]]\nsteps = 4\n[[stages]]\nsteps = 6\n"
+    load(write(tmp_path, staged), ["eval.every=10", "tracking.save_every=10"])
+    with pytest.raises(ConfigError, match="eval.every 11: the run ends after 10 steps"):
+        load(write(tmp_path, staged), ["eval.every=11"])
+
+
 def test_a_split_of_a_data_set_is_fine_and_files_are_told_apart_as_the_sources_do(tmp_path):
     for source in ("owner/name", "owner/name/subset", "folder"):
         assert load(write(tmp_path, 'model = "m"\n'), [f"data={{source = '{source}', split = 'test'}}"]).data.split == "test"
-    assert WHOLE_FILES == SUFFIXES
+    assert set(WHOLE_FILES) == set(SUFFIXES)
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):
