@@ -18,6 +18,7 @@ from rlft.elsewhere import ours
 from rlft.errors import ConfigError, RlftError, visible
 from rlft.files import RECIPES, cure, local_file
 from rlft.report.screen import Screen
+from rlft.runs.joining import check_address
 from rlft.runs.stopping import note_doing
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ LIBRARIES = "loading libraries"  # takes seconds
 RunFile = Annotated[str, typer.Argument(help="a TOML run file, or the name of a recipe (rlft recipes)")]
 RunPath = Annotated[Path, typer.Argument(help="folder of a run, such as runs/demo")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="override a key: rollout.group_size=16")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else Ray on this machine")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; default RAY_ADDRESS, else Ray on this machine", callback=check_address)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the folder of an earlier run")]
 Seed = Annotated[int, typer.Option(help="seed of everything random")]
 StarterModel = Literal["tiny", "smollm2"]

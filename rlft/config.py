@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from rlft.effects import check_effects, check_reached
 from rlft.elsewhere import ours
 from rlft.errors import ConfigError
 from rlft.files import RECIPES as RECIPES
@@ -19,12 +20,12 @@ from rlft.files import find_run_file, read_text
 from rlft.names import nearest
 from rlft.overrides import apply, section_in
 
-USUAL_CONTEXT = 4096  # tokens of a context where nothing is said and the model has that many positions
 Local = Annotated[str, AfterValidator(expanduser)]  # what may be a path: "~" is the user's home
+RESOLVED = "# The resolved run file of an rlft run."  # its first line; such a one may be of a run that was made shorter
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -163,7 +164,7 @@ class EvalConfig(SamplingConfig):
     data: DataConfig = DataConfig(shuffle=False)
     every: int = Field(default=0, ge=0)  # steps; 0 = only before and after
     samples: int = Field(default=4, ge=1)  # per task
-    pass_k: list[int] = [1]
+    pass_k: list[Annotated[int, Field(ge=1)]] = Field(default=[1], min_length=1)
     greedy: bool = False  # one more pass at temperature 0
     metric: str = ""  # reward part to report; "" = the whole reward
     threshold: float = 1.0  # value from which a sample counts as a pass
@@ -197,9 +198,6 @@ class TrackingConfig(Section):
     def stores(self, step: int) -> bool:
         """Whether the trajectories of a step are kept; those of evaluations are as step 0's would be."""
         return self.rollouts_every > 0 and step % self.rollouts_every == 0
-
-
-WANDB_KEYS = tuple(name for name in TrackingConfig.model_fields if name.startswith("wandb_"))
 
 
 class UntilConfig(Section):
@@ -290,15 +288,19 @@ def load(path: str | Path, overrides: Iterable[str] = (), ending: str = "") -> R
     """
     if isinstance(overrides, str | Mapping):
         raise ConfigError(f"overrides: expected a list of texts such as ['steps=5'], got {overrides!r}")
-    file = find_run_file(path)
+    file, overrides = find_run_file(path), list(overrides)
     try:
-        table = tomllib.loads(read_text(file))
+        table = tomllib.loads(text := read_text(file))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
     for override in overrides:
         apply(table, override, RunConfig)
     table["run_dir"] = table.get("run_dir") or f"runs/{file.stem}{ending}"
-    return validate(table)
+    config, given = validate(table), {override.partition("=")[0].strip() for override in overrides}
+    if not text.startswith(RESOLVED):
+        for index in range(max(1, len(config.stages))):
+            check_reached(config.of_stage(index) if config.stages else config, config.steps, given)
+    return config
 
 
 def validate(table: Mapping[str, Any]) -> RunConfig:
@@ -308,7 +310,7 @@ def validate(table: Mapping[str, Any]) -> RunConfig:
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
     if not config.stages:
-        _check_options_apply(config)
+        check_effects(config)
         return config
     if "steps" in table:
         raise ConfigError(f"steps: every stage has its own, got {config.steps} for the run; remove it")
@@ -379,41 +381,3 @@ def _merge(table: dict[str, Any], changes: Mapping[str, Any]) -> None:
             _merge(table[key], value)
         else:
             table[key] = value
-
-
-def _check_options_apply(config: RunConfig) -> None:
-    """An option that cannot have an effect is an error, never a silent no-op."""
-    rollout, learner, data, held_out = config.rollout, config.learner, config.data, config.eval.data
-    filtered = data.min_pass_rate > 0 or data.max_pass_rate < 1
-    rules: list[tuple[Section, tuple[str, ...], bool, str]] = [
-        (learner, ("lora_alpha", "lora_targets"), learner.lora_rank > 0, "needs lora_rank > 0"),
-        (learner, ("min_lr_ratio",), learner.schedule != "constant", "needs schedule = 'linear' or 'cosine'"),
-        (learner, ("offload_optimizer",), learner.zero_stage != 0, "needs zero_stage 1, 2 or 3"),
-        (rollout, ("top_p", "top_k", "min_p"), rollout.temperature > 0, "has no effect at temperature 0"),
-        (rollout, ("max_refills",), rollout.drop_no_signal, "needs drop_no_signal = true"),
-        (config.tracking, WANDB_KEYS, config.tracking.wandb != "off", "needs wandb = 'offline' or 'online'"),
-        (config.eval, ("every", "samples", "greedy", "pass_k"), bool(config.eval.data.source), "needs eval.data.source"),
-        (data, ("options",), ":" in data.source or not data.options, "applies to a 'module:function' source only"),
-        (data, ("min_attempts",), filtered, "needs min_pass_rate or max_pass_rate"),
-        (data, ("shuffle",), data.curriculum != "learnable", "has no effect with curriculum = 'learnable', which draws at random"),
-        (held_out, ("curriculum", "min_pass_rate", "max_pass_rate", "min_attempts"), False, "applies to training tasks only"),
-        (rollout, ("entropy_gain", "min_temperature", "max_temperature"), rollout.entropy_target is not None, "needs entropy_target"),
-        (config.critic, ("model", "num_minibatches", "num_epochs"), not config.critic.shared, "has no effect with shared = true"),
-        (config.critic, ("loss_coef",), config.critic.shared, "needs shared = true"),
-    ]
-    names = {id(getattr(config, name)): name for name in RunConfig.model_fields} | {id(held_out): "eval.data"}
-    for section, keys, applies, reason in rules:
-        for key in keys:
-            if not applies and getattr(section, key) != type(section).model_fields[key].get_default(call_default_factory=True):
-                raise ConfigError(f"{names[id(section)]}.{key} {reason}")
-    if max(config.eval.pass_k) > config.eval.samples:
-        raise ConfigError(f"eval.pass_k {max(config.eval.pass_k)} needs at least as many eval.samples, got {config.eval.samples}")
-    if rollout.max_tokens >= (length := rollout.max_model_len or USUAL_CONTEXT):
-        raise ConfigError(f"rollout.max_tokens {rollout.max_tokens} leaves no room for a prompt in max_model_len {length}")
-    if data.min_pass_rate > data.max_pass_rate:
-        raise ConfigError(f"data.min_pass_rate {data.min_pass_rate:g} is above max_pass_rate {data.max_pass_rate:g}: no task would be left")
-    if rollout.entropy_target is not None and not rollout.min_temperature <= rollout.temperature <= rollout.max_temperature:
-        bounds = f"min_temperature {rollout.min_temperature:g} and max_temperature {rollout.max_temperature:g}"
-        raise ConfigError(f"rollout.temperature: expected a start between {bounds}, got {rollout.temperature:g}")
-    if "mismatch" in config.guards.stop and not config.guards.mismatch:
-        raise ConfigError("guards.stop: 'mismatch' needs guards.mismatch, the limit from which it sounds")

@@ -37,6 +37,18 @@ RESULTS = {
 }
 
 
+HELD_OUT = f'{RUN}[eval.data]\nsource = "tasks.jsonl"\n'
+PAIRS = f'model = "{MODEL}"\n[data]\nsource = "pairs.jsonl"\n'
+PAIR = json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "3"})
+NO_STEP = """class Env:
+    def __init__(self, task, turns=2):
+        pass
+
+    async def reset(self):
+        return []
+"""
+
+
 @dataclass(frozen=True)
 class Mistake:
     """One mistake, made in a folder with a good run file (run.toml), its data (tasks.jsonl) and a good reward (my_rewards.py)."""
@@ -93,8 +105,21 @@ MISTAKES: Sequence[Mistake] = (
     of_set("a number for a section", "rollout=8", "rollout: expected a table, got 8; set keys of it, such as rollout.KEY = VALUE"),
     of_set("a number out of range", "learner.lr=-1.0", r"learner.lr: .*greater than 0, got -1.0"),
     of_set("an override without a value", "rollout.group_size", r"--set 'rollout.group_size': expected key=value, such as"),
-    of_set("more passes than samples", "eval.pass_k=1,8", "eval.pass_k 8 needs at least as many eval.samples", files={
-        "run.toml": f'{RUN}[eval.data]\nsource = "tasks.jsonl"\n'}),
+    of_set("more passes than samples", "eval.pass_k=1,8", "eval.pass_k 8 needs at least as many eval.samples", files={"run.toml": HELD_OUT}),
+    of_set("passes of none", "eval.pass_k=0", r"eval.pass_k\[0\]: .*greater than or equal to 1, got 0", files={"run.toml": HELD_OUT}),
+    of_set("a part of the reward mistyped", "eval.metric=exact", r"eval.metric 'exact': no part of \[reward\] .*did you mean 'exact_match'\?", files={
+        "run.toml": HELD_OUT}),
+    of_set("a part of the reward that is another's", "eval.metric=f1", r"eval.metric 'f1': no part of \[reward\] .*valid: exact_match", files={
+        "run.toml": HELD_OUT}),
+    of_set("an evaluation of nothing", "eval.every=10", "eval.every needs eval.data.source"),
+    of_set("an evaluation that never comes", "eval.every=200", "eval.every 200: the run ends after 100 steps; set it lower, or to 0", files={
+        "run.toml": HELD_OUT}),
+    of_set("a checkpoint that never comes", "tracking.save_every=200", "tracking.save_every 200: the run ends after 100 steps; set it lower, or to 0"),
+    of_set("a rate that only rises", "learner.warmup_steps=100", "learner.warmup_steps 100: the run ends after 100 steps; set it lower"),
+    of_set("the length of no evaluation's answers", "eval.max_tokens=8", "eval.max_tokens needs eval.data.source"),
+    of_set("the metric of no evaluation", "eval.metric=exact_match", "eval.metric needs eval.data.source"),
+    of_set("a split of a file", "data.split=test", "data.split applies to Hub names and folders only"),
+    of_set("an endless number", "learner.lr=inf", "learner.lr: input should be a finite number, got inf"),
     of_set("an option without effect", "learner.lora_alpha=8.0", "learner.lora_alpha needs lora_rank > 0"),
     of_set("no room for a prompt", "rollout.max_tokens=64", "max_tokens 64 leaves no room for a prompt in max_model_len 64"),
     # What other libraries call it.
@@ -125,6 +150,12 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("no run file given", ["train"], "Missing argument 'run'", exit=2),
     Mistake("resume and overwrite", ["train", "run.toml", "--resume", "--overwrite"], "ask for one of them"),
     Mistake("resume of nothing", ["train", "run.toml", "--resume"], "'runs/run' holds no rlft run to resume; start it without --resume"),
+    Mistake("a dashboard to join", ["train", "run.toml", "--overwrite", "--address", "http://head:8265"],
+            "--address http://head:8265: that is the dashboard, which takes jobs: use `rlft submit FILE --address http://head:8265`", RESULTS),
+    Mistake("a dashboard to join, for pairs", ["dpo", "run.toml", "--address", "https://head"], "that is the dashboard.*joins .*, such as head:6379"),
+    Mistake("a cluster without a port", ["train", "run.toml", "--address", "head"], "--address head: no port is named; give HOST:PORT, such as head:6379"),
+    Mistake("a cluster without a port in the environment", ["eval", "run.toml"], "RAY_ADDRESS head: no port is named; give HOST:PORT, such as head:6379",
+            env={"RAY_ADDRESS": "head"}),
     # The model.
     of_set("the starter was not made", "model=runs/starter", "model 'runs/starter': no such folder .*; `rlft starter` makes it"),
     of_set("a folder that is not there", "model=./nowhere", r"model './nowhere': no such folder \(looked in /.*\); give a folder"),
@@ -140,6 +171,10 @@ MISTAKES: Sequence[Mistake] = (
     of_set("a binary template", "chat_template=t.jinja", "chat_template: 't.jinja' is no text in UTF-8 .*binary", files={"t.jinja": b"\x00\xff"}),
     of_set("a config.json that is no text", "model=here", "model 'here': '.*config.json' is no text in UTF-8", files={
         "here/config.json": b"\xff{}", "here/a.bin": ""}),
+    of_set("a template with an open block", "chat_template=t.jinja", r"chat_template 't.jinja': no Jinja template: line 2: .*correct it there", files={
+        "t.jinja": "{{ 1 }}\n{% for m in %}"}),
+    of_set("a template that never ends", "chat_template=t.jinja", "chat_template 't.jinja': no Jinja template: line 1: Unexpected end", files={
+        "t.jinja": "{% generation %}{% for m in messages %}"}),
     # The data.
     of_set("no data", "data.source=", "data.source is not set; give a .jsonl"),
     of_set("no such file", "data.source=none.jsonl", r"\[data\] .*no such file \(looked in /.*\); check the path"),
@@ -193,6 +228,8 @@ MISTAKES: Sequence[Mistake] = (
     of_set("an environment mistyped", "env.name=single_trun", "env: unknown name 'single_trun'; did you mean 'single_turn'"),
     of_set("an environment's option", "env={name = 'single_turn', turns = 3}", "env.single_turn: unknown option 'turns'"),
     of_set("an environment's module", "env.name=no_module:Env", "cannot import 'no_module:Env'"),
+    of_set("an environment without a method", "env={name = 'my_env:Env', turns = 3}", "env 'my_env:Env': the class has no method step and no close; an", files={
+        "my_env.py": NO_STEP}),
     of_set("an algorithm mistyped", "algorithm.name=gpro", r"unknown name 'gpro'; did you mean 'grpo', 'gspo' or 'hgpo'\?"),
     of_set("an algorithm without a name", "algorithm={clip_high = 0.3}", "algorithm.name is missing; valid: .*grpo"),
     of_set("an algorithm with a syntax error", "algorithm.name=bad:mine", r"SyntaxError: .*\(bad.py, line 1", files={"bad.py": "def mine(:\n"}),
@@ -229,8 +266,13 @@ MISTAKES: Sequence[Mistake] = (
         **RESULTS, "runs/run/checkpoints/x": ""}),
     Mistake("a run mistyped", ["show", "runs/rum"], "no run in 'runs/rum'; give the folder of one", RESULTS),
     Mistake("a port that is none", ["serve-reward", "exact_match", "--port", "99999"], r"--port.*less than or equal to 65535", exit=2),
-    Mistake("dpo with grpo's name", ["dpo", "pairs.toml"], "algorithm.name: expected one of dpo, ipo, kto", torch=True, files={
-        "pairs.toml": f'model = "{MODEL}"\n[data]\nsource = "tasks.jsonl"\n'}),
+    Mistake("dpo with grpo's name", ["dpo", "run.toml"], "algorithm.name: expected one of dpo, ipo, kto", {"run.toml": PAIRS, "pairs.jsonl": PAIR}),
+    Mistake("dpo with options for samples", ["dpo", "run.toml", "--set", "algorithm={name = 'dpo', pairs = 'ranked'}"],
+            "algorithm.pairs does not apply to given pairs; remove it", {"run.toml": PAIRS, "pairs.jsonl": PAIR}),
+    Mistake("dpo of a run file of train", ["dpo", "run.toml"], r"\[reward\] does not apply to training on given pairs; remove it, or use `rlft train`"),
+    Mistake("train-rm of a run file of train", ["train-rm", "run.toml"], r"\[reward\] does not apply to training a reward model; remove it"),
+    Mistake("train-rm with an answer", ["train-rm", "run.toml", "--set", "data.answer=gold"], "data.answer does not apply to preference pairs; name", {
+        "run.toml": PAIRS, "pairs.jsonl": PAIR}),
 )
 
 

@@ -19,7 +19,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 70
 
 # What each room may import from the package, beside itself. A room that stands later may import those before it only.
-NOUNS = {"types", "errors", "elsewhere", "hub", "files", "overrides", "config", "names"}
+NOUNS = {"types", "errors", "elsewhere", "hub", "files", "overrides", "effects", "config", "names"}
 HELPERS = {"chat", "algorithms", "sandbox", "rewards", "envs", "rollout", "learner", "data"}
 MAY_IMPORT = {
     "types": set(),
@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "files": {"errors"},
     "overrides": {"errors"},
     "names": {"errors", "elsewhere"},
-    "config": {"types", "errors", "elsewhere", "hub", "files", "overrides", "names"},
+    "effects": {"errors"},
+    "config": {"types", "errors", "elsewhere", "hub", "files", "overrides", "effects", "names"},
     "algorithms": {"types", "errors"},
     "sandbox": {"types", "errors"},
     "chat": {"types", "errors"},

@@ -53,7 +53,7 @@ def write_run(tmp_path, tiny_model):
 
 
 TRAIN = [
-    (["chat_template=broken.jinja"], ConfigError, "the chat template refuses .*set chat_template"),
+    (["chat_template=broken.jinja"], ConfigError, "chat_template 'broken.jinja': no Jinja template: line 1: .*; correct it there"),
     (["data.source=here/none"], DataError, "no such file or folder .*expected a .jsonl"),
     (['reward={":f" = 1.0}'], ConfigError, "cannot import ':f': expected 'module:attribute'"),
     (["env.name=json:NoEnv"], ConfigError, "cannot import 'json:NoEnv'.*no attribute 'NoEnv'"),

@@ -9,8 +9,11 @@ from pydantic import BaseModel
 from rlft import algorithms, elsewhere, names
 from rlft.algorithms.policy_gradient import DEFAULTS
 from rlft.config import RECIPES, RunConfig, load, validate, whole_key
+from rlft.data.sources import SUFFIXES
+from rlft.effects import WHOLE_FILES
 from rlft.errors import ConfigError
 from rlft.names import bind
+from rlft.report.tracking import MARKER
 
 
 def write(tmp_path, text):
@@ -39,6 +42,13 @@ def test_a_run_file_is_read_with_its_overrides(tmp_path):
         (["learner.zero_stage=4"], "learner.zero_stage: .*0, 1, 2 or 3, got 4"),
         (["rollout.group_size"], "expected key=value"),
         (["model.name=x"], "'model' is a value, not a table"),
+        (["eval.pass_k=0"], r"eval.pass_k\[0\]: .*greater than or equal to 1, got 0"),
+        (["eval.pass_k=1,-1"], r"eval.pass_k\[1\]: .*greater than or equal to 1, got -1"),
+        (["eval.pass_k=[]"], r"eval.pass_k: .*at least 1 item.*, got \[\]"),
+        (["learner.lr=inf"], "learner.lr: input should be a finite number, got inf"),
+        (["rollout.temperature=nan"], "rollout.temperature: input should be a finite number, got nan"),
+        (["learner.betas=[0.9, inf]"], r"learner.betas\[1\]: input should be a finite number, got inf"),
+        (["guards.length=inf"], "guards.length: input should be a finite number, got inf"),
     ],
 )
 def test_a_wrong_key_or_value_is_an_error_that_says_what_to_do(tmp_path, overrides, message):
@@ -92,7 +102,10 @@ def test_a_key_is_found_by_its_last_part(key, shown):
         ("learner.min_lr_ratio=0.1", "learner.min_lr_ratio needs schedule"),
         ("rollout.max_refills=2", "rollout.max_refills needs drop_no_signal"),
         ('tracking.wandb_project="x"', "tracking.wandb_project needs wandb"),
-        ("eval.every=10", "eval.every needs eval.data.source"),
+        ("data={source = 'x.csv', split = 'test'}", "data.split applies to Hub names and folders only"),
+        ("data={source = 'my_data:rows', split = 'test'}", "data.split applies to Hub names and folders only"),
+        ("eval.data={source = 'x.jsonl', split = 'test'}", "eval.data.split applies to Hub names and folders only"),
+        ("eval.data.options={seed = 1}", "eval.data.options applies to a 'module:function' source only"),
         ("data.options={seed = 1}", "data.options applies to a 'module:function' source only"),
         ("rollout.max_tokens=9999", "leaves no room for a prompt"),
         ("data.min_attempts=3", "data.min_attempts needs min_pass_rate or max_pass_rate"),
@@ -116,6 +129,37 @@ def test_overrides_are_a_list_of_texts(tmp_path):
         with pytest.raises(ConfigError, match="overrides: expected a list of texts such as .'steps=5'."):
             load(write(tmp_path, 'model = "m"\n'), wrong)
     assert load(write(tmp_path, 'model = "m"\n'), ["steps=5"]).steps == 5
+
+
+LATE = 'model = "m"\nsteps = 10\ndata.source = "x.jsonl"\neval.data.source = "x.jsonl"\n'
+
+
+@pytest.mark.parametrize(
+    ("key", "late", "fine"),
+    [("eval.every", 11, 10), ("tracking.save_every", 11, 10), ("learner.warmup_steps", 10, 9)],
+)
+def test_what_would_begin_after_the_last_step_is_an_error_but_not_in_a_run_made_shorter_to_try_it(tmp_path, key, late, fine):
+    message = f"{key} {late}: the run ends after 10 steps; set it lower"
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, f"{LATE}{key} = {late}\n"))
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, LATE), [f"{key}={late}", "steps=10"])
+    load(write(tmp_path, LATE), [f"{key}={fine}"])  # the control
+    short = load(write(tmp_path, f"{LATE}{key} = {fine}\n"), ["steps=2"])
+    load(write(tmp_path, f"{MARKER}{short.to_toml()}"))  # what that run left, by which it goes on
+
+
+def test_an_interval_of_stages_may_reach_to_the_end_of_the_last_one(tmp_path):
+    staged = LATE.replace("steps = 10\n", "") + "[[stages]]\nsteps = 4\n[[stages]]\nsteps = 6\n"
+    load(write(tmp_path, staged), ["eval.every=10", "tracking.save_every=10"])
+    with pytest.raises(ConfigError, match="eval.every 11: the run ends after 10 steps"):
+        load(write(tmp_path, staged), ["eval.every=11"])
+
+
+def test_a_split_of_a_data_set_is_fine_and_files_are_told_apart_as_the_sources_do(tmp_path):
+    for source in ("owner/name", "owner/name/subset", "folder"):
+        assert load(write(tmp_path, 'model = "m"\n'), [f"data={{source = '{source}', split = 'test'}}"]).data.split == "test"
+    assert set(WHOLE_FILES) == set(SUFFIXES)
 
 
 def test_several_mistakes_are_told_at_once(tmp_path):

@@ -17,8 +17,8 @@ from rich.table import Table
 from rlft.errors import ConfigError
 from rlft.files import read_text
 from rlft.report.folder import RunFolder, flat
-from rlft.report.folders import check_run
 from rlft.report.metrics import STEP
+from rlft.report.nearby import check_run
 from rlft.report.results import before_and_after, figures, with_interval
 
 RESTORE = "restore it, or leave this run out"

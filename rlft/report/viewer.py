@@ -18,7 +18,7 @@ from rich.text import Text
 from rlft.data.stored import read
 from rlft.errors import ConfigError, visible
 from rlft.names import nearest
-from rlft.report.folders import check_run
+from rlft.report.nearby import check_run
 
 Kind = Literal["step", "eval", "greedy", "first"]
 Record = Mapping[str, Any]

@@ -209,11 +209,12 @@ def _squashed(text: str) -> str:
     return "".join(text.split())
 
 
-def check_template_file(chat_template: str) -> None:
-    """Refuse a file that is not there, or holds no text; "" names none. Raises ConfigError."""
-    if chat_template and not Path(chat_template).is_file():
-        raise ConfigError(f"chat_template: no file {chat_template!r} (looked in {Path.cwd()})")
-    read_template(chat_template)
+def check_given_template(chat_template: str) -> None:
+    """Refuse a file that is not there or holds no Jinja template; "" names none. Raises ConfigError."""
+    if chat_template:
+        from rlft.rollout.template_file import check_template_file  # loads jinja2, which few runs need by themselves
+
+        check_template_file(chat_template)
 
 
 def read_template(chat_template: str) -> str:
@@ -230,7 +231,7 @@ def load_renderer(model: str, chat_template: str = "") -> Renderer:
     Raises:
         ConfigError: no such model, no tokenizer, one that needs code of its own, or no template file.
     """
-    check_template_file(chat_template)
+    check_given_template(chat_template)
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
     from transformers.utils import cached_file
 

@@ -115,15 +115,21 @@ async def check(config: RunConfig, plan: Plan) -> bool:
 
 def verdict(findings: Findings, strict: bool = False) -> list[str]:
     """What is wrong with a reward, in words; nothing where it is sound."""
-    lost = sum(math.isnan(case.reward) for case in findings.below)
-    less = len(findings.below) - lost
+    causes = [case.graded.error for case in findings.below if math.isnan(case.reward)]
+    lost, less = len(causes), len(findings.below) - len(causes)
     told = {
-        f"{lost} gold answers could not be graded": lost,
+        f"{lost} gold answers could not be graded{_first_line(causes)}": lost,
         f"{less} gold answers earn less than another task's: is a right answer said otherwise? (--template, --gold)": less,
         f"{len(findings.as_gold)} wrong answers earn as much as gold: {_kinds(findings.as_gold)}": len(findings.as_gold),
         f"{len(findings.lenient)} answers that only hold the gold earn as much: {_kinds(findings.lenient)}": strict * len(findings.lenient),
     }
     return [text for text, counts in told.items() if counts]
+
+
+def _first_line(causes: Sequence[str]) -> str:
+    """The first cause in one line, as the end of a sentence."""
+    lines = [line for cause in causes for line in cause.strip().splitlines()[:1]]
+    return f"; the first: {visible(lines[0])}" if lines else ""
 
 
 async def first_look(grader: PackedGrader, tasks: Sequence[Task], timeout_s: float, seed: int, env: Sequence[str] = ()) -> str:

@@ -5,30 +5,31 @@ The command line looks here first; the run itself makes the same checks, and tho
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import inspect
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rlft import algorithms, envs
 from rlft.config import RolloutConfig, RunConfig
 from rlft.data.sources import look_at
+from rlft.effects import is_named
 from rlft.envs.base import EnvFn
 from rlft.errors import ConfigError, DataError
-from rlft.hub import check_model
-from rlft.names import bind, check_name
+from rlft.hub import check_folder, check_model
+from rlft.names import bind, check_name, nearest
 from rlft.report.folder import RunFolder
 from rlft.rewards.compose import Term, compose
-from rlft.rollout.renderer import check_template_file
-from rlft.runs.defaults import check_loaded
+from rlft.rollout.renderer import check_given_template
+from rlft.runs.applies import Command, check_applies, check_evaluates
 from rlft.runs.limits import in_context, stated_positions
 
 if TYPE_CHECKING:
     from rlft.algorithms.base import Algorithm
-
-Command = Literal["train", "sft", "dpo", "train-rm", "eval", "check"]
 
 
 def look(config: RunConfig, command: Command, beside: Path | None = None, overwrite: bool = False, resume: bool = False) -> None:
@@ -52,12 +53,38 @@ def look(config: RunConfig, command: Command, beside: Path | None = None, overwr
     folder = RunFolder(Path(config.run_dir))
     folder.check_resumable() if resume else folder.check_free(config, overwrite)
     check_model(config.model)
-    check_template_file(config.chat_template)
+    check_given_template(config.chat_template)
     if command in ("train", "eval"):
         in_context(config, stated_positions(config.model))
     _in_stages(config, lambda own: _look_at_stage(own, command))
     if command == "train":  # last: an algorithm loads torch, which everything from here on needs
         _in_stages(config, lambda own: check_sampling(own.rollout, make_algorithm(own, None)))
+
+
+def look_from_afar(config: RunConfig, command: Command, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse what cannot run on another machine either, in a copy of the current folder.
+
+    What that machine may have and this one lacks is left to it: its run_dir, absolute paths, Hub names and installed modules.
+
+    Raises:
+        ConfigError, DataError: as `look`.
+    """
+    check_applies(config, command)
+    check_wishes(overwrite, resume)
+    if _is_ours(config.chat_template):
+        check_given_template(config.chat_template)
+    if Path(config.model).is_dir():
+        check_folder(config.model)
+        if command in ("train", "eval"):
+            in_context(config, stated_positions(config.model))
+    _in_stages(config, lambda own: _look_at_stage(own, command, afar=True))
+    if command == "train":
+        _in_stages(config, lambda own: _try(lambda: check_sampling(own.rollout, make_algorithm(own, None)), afar=True))
+
+
+def _is_ours(path: str) -> bool:
+    """Whether this machine can tell what a path names: it starts at the current folder, or something is there."""
+    return not Path(path).is_absolute() or bool(glob.glob(path))
 
 
 def _in_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
@@ -69,11 +96,13 @@ def _in_stages(config: RunConfig, check: Callable[[RunConfig], None]) -> None:
             raise ConfigError(f"stages[{index}]: {error}") if config.stages else error from None
 
 
-def _look_at_stage(config: RunConfig, command: Command) -> None:
+def _look_at_stage(config: RunConfig, command: Command, afar: bool = False) -> None:
+    if command in ("train", "train-rm"):
+        check_evaluates(config, bool(config.eval.data.source))
     if command in ("train", "eval", "check"):
-        make_terms(config, None, None)
+        _try(lambda: make_terms(config, None, None), afar)
     if command in ("train", "eval"):
-        make_env_fn(config, None)
+        _try(lambda: make_env_fn(config, None), afar)
     if command == "train":
         check_temperature(config.rollout)
         check_name(config.algorithm, algorithms.BUILTIN, "algorithm")
@@ -81,24 +110,21 @@ def _look_at_stage(config: RunConfig, command: Command) -> None:
     if command != "check" and config.eval.data.source:
         sources.append(("eval.data", config.eval.data))
     for where, data in sources:
+        if afar and data.source and (is_named(data.source) or not _is_ours(data.source)):
+            continue
         try:
-            look_at(data, tasks=command not in ("dpo", "train-rm"))
+            _try(partial(look_at, data, tasks=command not in ("dpo", "train-rm")), afar)
         except DataError as error:
             raise DataError(f"[{where}] {error}") from error
 
 
-def check_applies(config: RunConfig, command: Command, has_eval_tasks: bool = False) -> None:
-    """Refuse sections that a kind of run does not use, and an evaluation without tasks. Raises ConfigError."""
-    check_loaded(config)
-    defaults = RunConfig(model=config.model)
-    if command == "eval" and not config.eval.data.source and not has_eval_tasks:
-        raise ConfigError("eval.data.source is not set: name the tasks to evaluate on")
-    if command in ("train", "eval") and config.preferences != defaults.preferences:
-        raise ConfigError("[preferences] applies to `rlft dpo` and `rlft train-rm` only; remove it")
-    if command == "sft":
-        for section in ("preferences", "env", "reward", "reward_pool", "algorithm", "rollout", "critic", "eval", "stages"):
-            if getattr(config, section) != getattr(defaults, section):
-                raise ConfigError(f"[{section}] does not apply to supervised fine-tuning; remove it, or use `rlft train` or `rlft eval`")
+def _try(check: Callable[[], object], afar: bool) -> None:
+    """Check something that imports modules by others; `afar`, one that is not here may be there, unless a name is mistyped."""
+    try:
+        check()
+    except ConfigError as error:
+        if not afar or not isinstance(error.__cause__, ModuleNotFoundError) or "did you mean" in str(error):
+            raise
 
 
 def check_wishes(overwrite: bool, resume: bool) -> None:
@@ -187,10 +213,15 @@ def _truncation(rollout: RolloutConfig) -> dict[str, float]:
 
 
 def make_terms(config: RunConfig, reward: Any, env: Callable[..., Any] | None) -> tuple[Term, ...]:
-    """The rewards that the run file names, or those handed in."""
+    """The rewards that the run file names, or those handed in. Raises ConfigError for none, and where eval.metric names no other."""
     terms = compose(config.reward if reward is None else reward)
-    if not terms and env is None and config.env.get("name") == "single_turn":
+    if env is not None or config.env.get("name") != "single_turn":
+        return terms  # it may give rewards of its own
+    if not terms:
         raise ConfigError("[reward] is empty and single_turn gives no rewards of its own: every outcome would be 0; name a reward")
+    names, metric = [term.rule.name for term in terms], config.eval.metric
+    if metric and metric not in names:
+        raise ConfigError(f"eval.metric {metric!r}: no part of [reward] has that name{nearest(metric, names)}")
     return terms
 
 
@@ -199,8 +230,20 @@ def make_env_fn(config: RunConfig, env: Callable[..., Any] | None) -> EnvFn:
     made = bind(config.env, envs.BUILTIN, "env") if env is None else env
     if not callable(made):
         raise ConfigError(f"env: expected a class or function that makes an environment from a task, got {type(made).__name__}")
-    _check_call(made, (None,), f"env {config.env.get('name')!r}" if env is None else "env")
+    where = f"env {config.env.get('name')!r}" if env is None else "env"
+    _check_call(made, (None,), where)
+    _check_methods(made, where)
     return made
+
+
+def _check_methods(make_env: Callable[..., Any], where: str) -> None:
+    """Refuse a class of which no environment can be made; what a function makes is not known."""
+    while isinstance(make_env, partial):
+        make_env = make_env.func
+    lacking = [name for name in ("reset", "step", "close") if not callable(getattr(make_env, name, None))]
+    if isinstance(make_env, type) and not hasattr(make_env, "__getattr__") and lacking:
+        told = "an environment has `async def` reset, step and close"
+        raise ConfigError(f"{where}: the class has no method {' and no '.join(lacking)}; {told}")
 
 
 def make_algorithm(config: RunConfig, algorithm: Algorithm | None) -> Algorithm:

@@ -13,6 +13,27 @@ CONNECT_S = 30.0
 ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # takes an empty message; any caller may ask
 TOKEN_HINT = "put the cluster's token in RAY_AUTH_TOKEN, in a file that RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
 DASHBOARDS = ("http://", "https://")
+FOUND_BY_RAY = ("auto", "local")
+
+
+def check_address(address: str | None) -> str | None:
+    """The address as it is; nobody is asked. Raises ConfigError for one that no run joins."""
+    for name, given in (("--address", address), ("RAY_ADDRESS", None if address else os.environ.get("RAY_ADDRESS"))):
+        if given:
+            _check_form(given, name)
+    return address
+
+
+def _check_form(address: str, name: str) -> None:
+    if address.startswith(DASHBOARDS):
+        raise ConfigError(
+            f"{name} {address}: that is the dashboard, which takes jobs: use `rlft submit FILE --address {address}`; "
+            "a run joins the cluster itself, such as head:6379"
+        )
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    if address not in FOUND_BY_RAY and scheme in ("", "ray") and not (host and port.isdigit()):
+        raise ConfigError(f"{name} {address}: no port is named; give HOST:PORT, such as {'ray://head:10001' if scheme else 'head:6379'}")
 
 
 def prepare_to_join(address: str) -> None:
@@ -22,13 +43,9 @@ def prepare_to_join(address: str) -> None:
     that is set, it stays.
 
     Raises:
-        ConfigError: nothing answers there, or something else; a token is missing or wrong.
+        ConfigError: no address to join; nothing answers there, or something else; a token is missing or wrong.
     """
-    if address.startswith(DASHBOARDS):
-        raise ConfigError(
-            f"--address {address}: that is the dashboard, which takes jobs: use `rlft submit FILE --address {address}`; "
-            "a run joins the cluster itself, such as head:6379"
-        )
+    _check_form(address, "--address")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
         return  # "auto": Ray finds cluster and token itself

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlft.config import USUAL_CONTEXT, RunConfig
+from rlft.config import RunConfig
+from rlft.effects import USUAL_CONTEXT
 from rlft.errors import ConfigError
 from rlft.files import read_text
 from rlft.hub import check_model

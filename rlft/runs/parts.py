@@ -15,6 +15,7 @@ from rlft.report.progress import shown
 from rlft.rewards.compose import PackedGrader, pack
 from rlft.rollout.renderer import Renderer, load_renderer
 from rlft.rollout.templates import check_template
+from rlft.runs.applies import check_evaluates
 from rlft.runs.first import make_env_fn, make_terms
 from rlft.runs.fit import fit_context, fit_demonstrations, offered
 from rlft.runs.golds import gradable
@@ -44,6 +45,8 @@ def prepare(
     training: bool,
 ) -> Parts:
     """Load and check everything that can be checked without an actor."""
+    evaluates = bool(config.eval.data.source) or eval_tasks is not None
+    check_evaluates(config, evaluates)
     check_model(config.model)
     make_env = make_env_fn(config, env)
     terms, pool = make_terms(config, reward, env), config.reward_pool
@@ -52,7 +55,6 @@ def prepare(
         judge_rollout(config.rollout, judge, size)  # refuses what its engine would, but at once
     renderer = load_renderer(config.model, config.chat_template)
     train_tasks, bad = load_source("data", config.data, tasks) if training else ([], [])
-    evaluates = bool(config.eval.data.source) or eval_tasks is not None
     held_out, bad_eval = load_source("eval.data", config.eval.data, eval_tasks) if evaluates else ([], [])
     tools, roles = offered(make_env, [*train_tasks[:1], *held_out[:1]][0])
     try:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from rlft import algorithms
 from rlft.algorithms.base import Algorithm
-from rlft.config import DataConfig, RunConfig
+from rlft.config import RunConfig
 from rlft.data.disk import write_text
 from rlft.data.preferences import PairStream, Preference, TokenPair, load_preferences, tokenize_pairs
 from rlft.data.sources import BadRow
@@ -26,6 +25,7 @@ from rlft.report.screen import Screen
 from rlft.report.tracking import Tracker
 from rlft.rewards.learned.models import Source, load_config, load_encoder
 from rlft.rollout.renderer import load_renderer
+from rlft.runs.applies import check_applies
 from rlft.runs.beginning import READING, bring_up, shown_ray
 from rlft.runs.checkpoints import PROGRESS, writing
 from rlft.runs.defaults import with_rates
@@ -35,10 +35,6 @@ from rlft.runs.start import put, start_learner
 from rlft.runs.stopping import note
 from rlft.types import GroupRef
 
-METHODS = ("dpo", "ipo", "kto")
-SECTIONS = ("env", "reward", "reward_pool", "rollout", "critic", "eval", "guards", "stages")
-DATA_KEYS = ("source", "split", "prompt", "id", "system", "limit", "shuffle", "options")
-PAIRING = ("pairs", "threshold", "min_gap")
 OFFERED = frozenset({"old_logprobs", "ref_logprobs"})
 
 
@@ -138,20 +134,9 @@ def _load(config: RunConfig, pairs: Sequence[Preference] | None) -> tuple[list[T
 
 def _algorithm(config: RunConfig) -> Algorithm:
     """The algorithm of the run file, if it can learn from given pairs; refuses what does not apply to such a run."""
-    defaults = RunConfig(model=config.model)
-    for section in SECTIONS:
-        if getattr(config, section) != getattr(defaults, section):
-            raise ConfigError(f"[{section}] does not apply to training on given pairs; remove it, or use `rlft train`")
-    for key in DataConfig.model_fields:
-        if key not in DATA_KEYS and getattr(config.data, key) != getattr(defaults.data, key):
-            raise ConfigError(f"data.{key} does not apply to preference pairs; name their fields in [preferences]")
-    name = config.algorithm.get("name")
-    if name in algorithms.BUILTIN and name not in METHODS:
-        raise ConfigError(f"algorithm.name: expected one of {', '.join(METHODS)}, or 'module:attribute', got {name!r}")
-    for option in PAIRING:
-        if name in METHODS and option in config.algorithm:
-            raise ConfigError(f"algorithm.{option} does not apply to given pairs; remove it")
+    check_applies(config, "dpo")
     made = make_algorithm(config, None)
     if missing := made.needs - OFFERED:
+        name = config.algorithm.get("name")
         raise ConfigError(f"algorithm {name!r} needs {', '.join(sorted(missing))}, which given pairs do not have; use `rlft train`")
     return made

@@ -18,7 +18,7 @@ from rlft.config import DataConfig, RunConfig
 from rlft.data.disk import write_text
 from rlft.data.preferences import EncodedPair, PairStream, Preference, encode_pairs, load_preferences
 from rlft.data.sources import BadRow
-from rlft.errors import ConfigError, DataError
+from rlft.errors import DataError
 from rlft.hub import check_model
 from rlft.loop import learn
 from rlft.report import preferences as preference_report
@@ -29,6 +29,7 @@ from rlft.report.preferences import PreferenceReport
 from rlft.report.screen import Screen
 from rlft.report.tracking import Tracker
 from rlft.rewards.learned.models import Encoder, Source, load_config, load_encoder
+from rlft.runs.applies import check_applies, check_evaluates
 from rlft.runs.beginning import READING, bring_up, shown_ray
 from rlft.runs.checkpoints import PROGRESS, writing
 from rlft.runs.defaults import with_rates
@@ -36,10 +37,6 @@ from rlft.runs.first import check_run_dir
 from rlft.runs.preflight import check_room, check_savable, num_saves, tell
 from rlft.runs.start import start_ranks
 from rlft.runs.stopping import note
-
-SECTIONS = ("env", "reward", "reward_pool", "algorithm", "rollout", "critic", "stages")
-LEARNER_KEYS = ("logprob_chunk", "num_minibatches", "num_epochs")
-EVAL_KEYS = ("data", "every")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,8 @@ def train_rm(
         ConfigError, DataError: before anything starts. NonFiniteError, StallError: the run stopped, and why.
     """
     config = with_rates(config, "train-rm")
-    _check_applies(config)
+    check_applies(config, "train-rm")
+    check_evaluates(config, bool(config.eval.data.source) or eval_pairs is not None)
     check_run_dir(config.run_dir)
     check_model(config.model)
     screen, held = screen or Screen(), list[EncodedPair]()
@@ -167,17 +165,3 @@ def _load(
     except DataError as error:
         raise DataError(f"[{where}] {error}") from error
     return encoded, [*bad, *too_long]
-
-
-def _check_applies(config: RunConfig) -> None:
-    defaults = RunConfig(model=config.model)
-    for section in SECTIONS:
-        if getattr(config, section) != getattr(defaults, section):
-            raise ConfigError(f"[{section}] does not apply to training a reward model; remove it")
-    refused = [("learner", key) for key in LEARNER_KEYS] + [("eval", key) for key in type(config.eval).model_fields if key not in EVAL_KEYS]
-    for section, key in refused:
-        if getattr(getattr(config, section), key) != getattr(getattr(defaults, section), key):
-            raise ConfigError(f"{section}.{key} does not apply to training a reward model; remove it")
-    for where, data in (("data", config.data), ("eval.data", config.eval.data)):
-        if data.answer != defaults.data.answer:
-            raise ConfigError(f"{where}.answer does not apply to preference pairs; name their fields in [preferences]")

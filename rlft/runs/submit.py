@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -19,10 +20,12 @@ from rlft.config import RunConfig, load
 from rlft.errors import ConfigError, visible
 from rlft.files import local_file
 from rlft.hub import looks_local
+from rlft.runs.applies import Command
+from rlft.runs.first import look_from_afar
 from rlft.runs.joining import CONNECT_S, TOKEN_HINT, is_cluster
 from rlft.runs.stopping import note
 
-COMMANDS = ("train", "sft", "dpo", "train-rm", "eval")
+COMMANDS: Sequence[Command] = ("train", "sft", "dpo", "train-rm", "eval")
 NOT_SENT = ("/runs", ".venv", ".git", "__pycache__")  # as in a .gitignore
 PATHS = ("model", "source", "chat_template")  # keys that may name a file or folder
 MAX_MB = 500  # that Ray takes, nearly
@@ -53,12 +56,15 @@ def submit_job(run: str, address: str | None, job: Job) -> int:
         address: of the cluster's dashboard; None: RAY_API_SERVER_ADDRESS.
 
     Raises:
-        ConfigError: a bad run file, or one that names what is not sent (checked here first); a cluster that cannot be reached
-            or refuses the job.
+        ConfigError, DataError: a bad run file, or one that names what is not sent (checked here, before anybody is asked).
+        ConfigError: a cluster that cannot be reached or refuses the job.
     """
     config = load(run, job.overrides)
     entrypoint = shlex.join(["python", "-m", "rlft", *_arguments(run, job)])
     address = _dashboard(address)
+    check_places(config, job.working_dir)
+    with chdir(job.working_dir):
+        look_from_afar(config, _command(job.command), job.overwrite, job.resume)
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client heeds the environment before what it is given
     mode = ""  # that the user's own commands need as well
     if _wants_token(address) and "RAY_AUTH_MODE" not in os.environ:
@@ -93,11 +99,7 @@ def check_sent(config: RunConfig, working_dir: Path, sent: Mapping[Path, int]) -
     Raises:
         ConfigError: what is not there for the job, and what to do.
     """
-    if not Path(config.run_dir).is_absolute():
-        raise ConfigError(
-            f"run_dir {config.run_dir!r} would lie in the job's own copy of the working directory, which Ray removes; "
-            "give an absolute path that all nodes see: --set run_dir=/shared/run"
-        )
+    check_places(config, working_dir)
     for key, value in _paths(config.model_dump()):
         path = Path(os.path.normpath(value))
         if not value or path.is_absolute():
@@ -106,11 +108,7 @@ def check_sent(config: RunConfig, working_dir: Path, sent: Mapping[Path, int]) -
         goes = any(file == path or path in file.parents for file in sent)
         if (there or looks_local(value)) and not goes:
             why = "lies there, but is left out (runs/, .venv/, .git/ and what .gitignore lists)" if there else "does not lie there"
-            why = "lies outside" if path.parts[0] == ".." else why
-            raise ConfigError(
-                f"{key} {value!r} is not sent: of {working_dir.resolve()} the job gets a copy, and it {why}; "
-                "give a Hub name, or an absolute path that all nodes see"
-            )
+            raise _not_sent(key, value, working_dir, why)
     if (total := sum(sent.values())) > MAX_MB * 2**20:
         largest = sorted(sent, key=lambda file: sent[file], reverse=True)[:LARGEST]
         listed = ", ".join(f"{file} ({sent[file] / 2**20:.0f} MiB)" for file in largest)
@@ -118,6 +116,26 @@ def check_sent(config: RunConfig, working_dir: Path, sent: Mapping[Path, int]) -
             f"{working_dir.resolve()} has {total / 2**20:.0f} MiB to send, and Ray takes {MAX_MB}; the largest: {listed}; "
             "list what the job does not need in .rayignore, or name it by an absolute path that all nodes see"
         )
+
+
+def check_places(config: RunConfig, working_dir: Path) -> None:
+    """What of `check_sent` needs no list of what goes along. Raises ConfigError."""
+    if not Path(config.run_dir).is_absolute():
+        raise ConfigError(
+            f"run_dir {config.run_dir!r} would lie in the job's own copy of the working directory, which Ray removes; "
+            "give an absolute path that all nodes see: --set run_dir=/shared/run"
+        )
+    for key, value in _paths(config.model_dump()):
+        if value and looks_local(value) and not Path(value).is_absolute() and not (working_dir / value).exists():
+            raise _not_sent(key, value, working_dir, "does not lie there")
+
+
+def _not_sent(key: str, value: str, working_dir: Path, why: str) -> ConfigError:
+    why = "lies outside" if Path(os.path.normpath(value)).parts[0] == ".." else why
+    return ConfigError(
+        f"{key} {value!r} is not sent: of {working_dir.resolve()} the job gets a copy, and it {why}; "
+        "give a Hub name, or an absolute path that all nodes see"
+    )
 
 
 def sent_files(working_dir: Path) -> dict[Path, int]:
@@ -137,12 +155,18 @@ def sent_files(working_dir: Path) -> dict[Path, int]:
 
 def _arguments(run: str, job: Job) -> list[str]:
     """Of the job's command line."""
-    if job.command not in COMMANDS:
-        raise ConfigError(f"--command {job.command!r}: expected one of {', '.join(COMMANDS)}")
-    if job.resume and job.command != "train":
+    if job.resume and _command(job.command) != "train":
         raise ConfigError(f"--resume goes on with a run of `rlft train`, not of `rlft {job.command}`")
     flags = [*["--overwrite"][: job.overwrite], *["--resume"][: job.resume]]
-    return [job.command, _inside(job.working_dir, run), *(part for override in job.overrides for part in ("--set", override)), *flags]
+    overrides = [part for override in job.overrides for part in ("--set", override)]
+    return [_command(job.command), _inside(job.working_dir, run), *overrides, *flags]
+
+
+def _command(name: str) -> Command:
+    for known in COMMANDS:
+        if known == name:
+            return known
+    raise ConfigError(f"--command {name!r}: expected one of {', '.join(COMMANDS)}")
 
 
 def _inside(working_dir: Path, run: str) -> str:

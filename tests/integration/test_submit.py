@@ -219,6 +219,8 @@ def test_a_wrong_run_file_is_refused_before_anything_is_sent(cluster, project, t
         (["run.toml", "--set", f"run_dir={tmp_path}", "--set", "model=./nowhere"], "ConfigError: model './nowhere' is not sent"),
         (["none.toml"], "ConfigError: no run file 'none.toml'"),
         ([elsewhere], "lies outside --working-dir"),
+        (["run.toml", "--set", f"run_dir={tmp_path}", "--command", "eval"], "ConfigError: eval.data.source is not set"),
+        (["run.toml", "--set", f"run_dir={tmp_path}", "--set", "algorithm.name=gpro"], "unknown name 'gpro'; did you mean 'grpo'"),
         (["run.toml", "--command", "trian"], "ConfigError: --command 'trian': expected one of train, sft, dpo, train-rm, eval"),
     ]:
         done = rlft(project, home, "submit", *arguments, "--address", dashboard)
@@ -228,7 +230,7 @@ def test_a_wrong_run_file_is_refused_before_anything_is_sent(cluster, project, t
 
 def test_an_address_without_a_cluster_is_told_in_one_line(project, tmp_path):
     (port,) = free_ports(1)
-    done = rlft(project, tmp_path, "submit", "run.toml", "--address", f"http://127.0.0.1:{port}")
+    done = rlft(project, tmp_path, "submit", "run.toml", "--set", f"run_dir={tmp_path / 'run'}", "--address", f"http://127.0.0.1:{port}")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"ConfigError: no Ray jobs API at http://127.0.0.1:{port}: ") and "http://head:8265" in done.stderr
 
@@ -321,12 +323,13 @@ def test_each_of_a_clusters_two_addresses_is_told_from_the_other(cluster, projec
 
 def test_a_job_that_is_not_waited_for_is_found_by_what_was_printed(cluster, project, tmp_path):
     dashboard, _, home = cluster
-    given = ["--set", f"run_dir={tmp_path / 'run'}", "--command", "eval", "--no-wait"]
+    fails = ["--set", "eval.data.source=tasks.jsonl", "--set", "model=/nowhere/model"]
+    given = [*fails, "--set", f"run_dir={tmp_path / 'run'}", "--command", "eval", "--no-wait"]
     done = rlft(project, home, "submit", "run.toml", *given, RAY_API_SERVER_ADDRESS=dashboard, RAY_ADDRESS="127.0.0.1:1")
     assert done.returncode == 0, done.stderr
     look = done.stdout.partition("look at it with `")[2].partition("`")[0]
     log = subprocess.run(["bash", "-c", look], env=environment(home), capture_output=True, text=True, timeout=200)
-    assert "ConfigError: eval.data.source is not set" in log.stdout
+    assert "ConfigError: model '/nowhere/model': no such folder" in log.stdout
 
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_look_and_stop(cluster, project, tmp_path):

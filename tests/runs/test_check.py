@@ -112,6 +112,20 @@ def test_an_unsound_reward_fails_and_the_cases_are_listed(folder, name, said):
     assert not sound and said in printed
 
 
+def test_the_verdict_on_a_reward_that_cannot_grade_names_the_first_cause(folder):
+    _, printed = ran({f"{folder}:fails_on_gold": 1.0})
+    told = printed.partition("verdict: not sound")[2]
+    assert "- 6 gold answers could not be graded; the first: reward 'fails_on_gold' raised ZeroDivisionError: division by zero" in told
+    assert "the first" not in ran({f"{folder}:everyone": 1.0})[1]  # the control
+
+
+def test_the_first_cause_is_one_line_and_does_nothing_to_a_terminal():
+    lost = [replace(paid(name, "gold", None), graded=replace(paid(name, "gold", None).graded, error=error))
+            for name, error in (("1", ""), ("2", "boom \x1b[2J\nsecond line"))]  # fmt: skip
+    (said,) = verdict(find(lost))
+    assert said.startswith("2 gold answers could not be graded; the first: boom ") and "\x1b" not in said and "second" not in said
+
+
 def test_what_cannot_be_graded_is_listed_and_counted(folder):
     sound, said = ran({f"{folder}:fails_on_empty": 1.0})
     assert sound and "wrong answers that cannot be graded: 6" in said and "empty, task 1: '' -> reward 'fails_on_empty' raised" in said

@@ -1,15 +1,16 @@
 """What a job would not find is refused before anything is sent, and an address is told what it is for."""
 
 import http.server
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from rlft.config import validate
-from rlft.errors import ConfigError
+from rlft.errors import ConfigError, DataError
 from rlft.runs import joining, submit
-from rlft.runs.joining import prepare_to_join
+from rlft.runs.joining import check_address, prepare_to_join
 from rlft.runs.submit import MAX_MB, Job, check_sent, sent_files, submit_job
 
 
@@ -97,6 +98,79 @@ def write_run(tmp_path):
     return str(file)
 
 
+RUN = """model = "/shared/model"
+run_dir = "/shared/run"
+data.source = "tasks.jsonl"
+reward = { "rewards_of_a_job:right" = 1.0 }
+"""
+
+
+@pytest.fixture
+def submitted(tmp_path, monkeypatch):
+    """Submits a run file in a folder that is not the current one, to a dashboard that nobody may ask."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "run.toml").write_text(RUN)
+    (folder / "tasks.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}')
+    (folder / "rewards_of_a_job.py").write_text("def right(task, trajectory):\n    return 1.0\n")
+    (folder / "lacking_of_a_job.py").write_text("import no_such_library\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(submit, "_wants_token", lambda address: (_ for _ in ()).throw(Asked))
+
+    def run(*overrides, **options):
+        return submit_job(str(folder / "run.toml"), "http://head:8265", Job(overrides, working_dir=folder, **options))
+
+    yield run
+    for name in ("rewards_of_a_job", "lacking_of_a_job"):
+        sys.modules.pop(name, None)
+
+
+class Asked(Exception):
+    """Every check of this machine has passed, and the cluster would be asked now."""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "message"),
+    [
+        (["run_dir=runs/x"], {}, "run_dir 'runs/x' would lie in the job's own copy"),
+        (["model=./none"], {}, "model './none' is not sent: .*does not lie there"),
+        (["data.source=./none.jsonl"], {}, "data.source './none.jsonl' is not sent"),
+        (["data.source=none.jsonl"], {}, r"\[data\] .*no such file"),
+        (["data.prompt=promt"], {}, "no row has the field 'promt'"),
+        (["reward={exact_mach = 1.0}"], {}, "did you mean 'exact_match'"),
+        (['reward={"rewards_of_a_job:rigth" = 1.0}'], {}, "did you mean 'right'"),
+        (['reward={"reward_of_a_job:right" = 1.0}'], {}, "did you mean 'rewards_of_a_job'"),
+        (["env.name=single_trun"], {}, "did you mean 'single_turn'"),
+        (["algorithm={name = 'grpo', clip_high = -1.0}"], {}, "clip_high"),
+        (["chat_template=none.jinja"], {}, "chat_template: no file 'none.jinja'"),
+        (["eval.every=5"], {}, "eval.every needs eval.data.source"),
+        ([], {"command": "eval"}, "eval.data.source is not set"),
+        ([], {"command": "dpo"}, r"\[reward\] does not apply to training on given pairs"),
+        ([], {"overwrite": True, "resume": True}, "ask for one of them"),
+    ],
+    ids=str,
+)
+def test_a_job_that_would_fail_at_its_start_is_refused_before_the_cluster_is_asked(submitted, overrides, options, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        submitted(*overrides, **options)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["data.source=/shared/tasks.jsonl", "chat_template=/shared/t.jinja"],
+        ["model=owner/name", "data.source=owner/name"],
+        ['reward={"lacking_of_a_job:right" = 1.0}'],
+        ['reward={"elsewhere_only.rewards:right" = 1.0}', "env.name=elsewhere_only.envs:Env"],
+    ],
+    ids=str,
+)
+def test_what_only_the_cluster_may_have_is_left_to_it(submitted, overrides):
+    with pytest.raises(Asked):
+        submitted(*overrides)
+
+
 @pytest.fixture
 def web_server():
     """The address of something that speaks HTTP and is no cluster."""
@@ -119,6 +193,29 @@ def test_a_dashboard_is_no_address_to_join(web_server):
 
 def test_what_ray_finds_itself_is_left_to_it():
     prepare_to_join("auto")
+    assert check_address("auto") == "auto"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("head", "--address head: no port is named; give HOST:PORT, such as head:6379"),
+        ("10.0.0.1", "give HOST:PORT, such as head:6379"),
+        ("head:", "give HOST:PORT, such as head:6379"),
+        (":6379", "give HOST:PORT, such as head:6379"),
+        ("ray://head", "--address ray://head: no port is named; give HOST:PORT, such as ray://head:10001"),
+        ("https://head", "that is the dashboard"),
+    ],
+)
+def test_an_address_that_no_run_joins_is_told_before_anybody_is_asked(monkeypatch, address, message):
+    for check in (check_address, prepare_to_join):
+        with pytest.raises(ConfigError, match=message):
+            check(address)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="RAY_ADDRESS"):
+        check_address(None)
+    for good in ("head:6379", "[::1]:6379", "ray://head:10001", "local"):  # the control; what is typed counts, and not the environment
+        assert check_address(good) == good
 
 
 @pytest.mark.parametrize(
