@@ -13,7 +13,7 @@ from rlft.data.sources import SUFFIXES
 from rlft.effects import WHOLE_FILES
 from rlft.errors import ConfigError
 from rlft.names import bind
-from rlft.report.tracking import MARKER
+from rlft.report.folder import MARKER
 
 
 def write(tmp_path, text):
