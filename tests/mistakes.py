@@ -249,6 +249,7 @@ MISTAKES: Sequence[Mistake] = (
     Mistake("an evaluation without tasks", ["eval", "run.toml"], "eval.data.source is not set: name the tasks to evaluate on"),
     Mistake("a check without a reward", ["check", "run.toml"], r"\[reward\] is empty", {"run.toml": NO_REWARD}),
     Mistake("one run to compare", ["compare", "runs/run"], "give two or more: rlft compare runs/run runs/other", RESULTS, exit=2),
+    Mistake("nothing to draw", ["compare", "runs/run", "runs/run", "--plot", "x.png"], "nothing to draw: leave the plot out", RESULTS),
     Mistake("a broken line of metrics", ["compare", "runs/run", "runs/run"], "metrics.jsonl, line 2: not valid JSON: .*; restore it, or", {
         **RESULTS, "runs/run/metrics.jsonl": '{"step": 1}\n{"step"\n'}),
     Mistake("a broken summary", ["compare", "runs/run", "runs/run"], "summary.json, line 1: not valid JSON", {**RESULTS, "runs/run/summary.json": "{"}),

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rlft.errors import ConfigError
 from rlft.report.metrics import OTHER, STEP, spans
 
 Rows = Sequence[Mapping[str, Any]]
@@ -60,11 +61,11 @@ def draw_runs(runs: Mapping[str, Rows], file: Path) -> Path:
     """One picture of several runs, by name: a panel for every curve that at least one of them has. Returns the file.
 
     Raises:
-        ValueError: no run holds any of the curves.
+        ConfigError: no run holds any of the curves.
     """
     shown = {key: what for key, what in COMPARED.items() if any(len(series(rows, key)[0]) for rows in runs.values())}
     if not shown:
-        raise ValueError("draw_runs: no run holds a curve that could be compared")
+        raise ConfigError("no run holds a curve that could be compared, and there is nothing to draw: leave the plot out")
     figure, places = _places(len(shown))
     for (key, (title, label)), place in zip(shown.items(), places, strict=True):
         axes = _axes(figure, title, label, place)
