@@ -83,6 +83,7 @@ def test_the_environment_and_the_algorithm_of_the_readme_run_as_they_stand(runs)
     assert max(metrics(runs / "tries", "rollout/turns")) > 1
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_what_the_quickstart_says_works_and_learns(walked, runs):
     blocks = bash_blocks("docs/quickstart.md", "Your own data and reward", "Nothing")
