@@ -14,7 +14,7 @@ WHOLE_FILES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")  # sources that ha
 
 def is_named(source: str) -> bool:
     """Whether a source of data may have splits: a Hub name or a folder, and not a file or a function."""
-    return ":" not in source and Path(source).suffix not in WHOLE_FILES
+    return ":" not in source and Path(source.lower().removesuffix(".gz")).suffix not in WHOLE_FILES
 
 
 def check_effects(config: Any) -> None:

@@ -112,7 +112,7 @@ class RewardWorker:
         return graded
 
     async def busy(self) -> Busy:
-        """What it does at the moment, and what takes long."""
+        """Tell what it does at the moment, and what takes long."""
         now, rules = asyncio.get_running_loop().time(), self._grader.rules
         calls = [*self._processes.working.values(), *self._scoring.values()]
         place, since = min(calls, key=lambda call: call[1], default=(-1, now))

@@ -79,7 +79,7 @@ class Collected:
 
 @dataclass
 class Tally:
-    """How far a request is: trajectories that were graded, those of them without a verdict, and the first reasons."""
+    """Says how far a request is: trajectories that were graded, those of them without a verdict, and the first reasons."""
 
     done: int = 0
     failed: int = 0
@@ -191,7 +191,7 @@ class RolloutWorker:
         return [sampled for _, sampled in played]
 
     async def tally(self, kind: str) -> Tally:
-        """How far the last "collect" or "evaluate" is."""
+        """Tell how far the last "collect" or "evaluate" is."""
         return self._tallies[kind]
 
     async def complete(self, messages: Sequence[Message], temperature: float, max_tokens: int, seed: int) -> Reply:

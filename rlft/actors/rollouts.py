@@ -52,7 +52,7 @@ class StepGroups:
 
 @dataclass(frozen=True)
 class Look:
-    """How far rollouts are, and what holds them up; "" where nothing does."""
+    """Says how far rollouts are, and what holds them up; "" where nothing does."""
 
     tally: Tally
     held_up: str = ""
@@ -108,14 +108,14 @@ class Rollouts:
         return await self._ahead.popleft()
 
     def starting(self) -> dict[str, Awaitable[Any]]:
-        """What is to be awaited before the first rollout, by name: every engine is up and has run once, what grades is connected."""
+        """Return what is to be awaited before the first rollout, by name: every engine is up and has run once, what grades is connected."""
         limit, number = self.config.timeout_s, len(self.workers)
         engines = {f"engine {i} of {number} loads {self._model}": worker for i, worker in enumerate(self.workers, start=1)}
         waits = {name: within([worker.warm_up.remote()], limit, "rollout workers (start)") for name, worker in engines.items()}
         return {"reward workers": within(self._starting, limit, "reward workers and judges (start)"), **waits}
 
     async def look(self, kind: Literal["collect", "evaluate"]) -> Look:
-        """How far the request in flight is, as far as the workers answer at once."""
+        """Tell how far the request in flight is, as far as the workers answer at once."""
         tallies: list[Tally] = await answered([worker.tally.remote(kind) for worker in self.workers])
         busy: list[Busy] = await answered([worker.busy.remote() for worker in self.rewards])
         causes = dict.fromkeys(cause for tally in tallies for cause in tally.causes)

@@ -15,7 +15,7 @@ from rlft.types import Group, Message, Source, Trajectory
 
 @dataclass(frozen=True)
 class Origin:
-    """Where trajectories came from."""
+    """Says where trajectories came from."""
 
     run: str  # its folder
     model: str  # that the run began with

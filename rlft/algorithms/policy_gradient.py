@@ -180,7 +180,7 @@ def without_noise(batch: Batch) -> Batch:
 
 
 def _needs(o: Any, needs: Iterable[Need], estimator_needs: Iterable[Need]) -> tuple[frozenset[Need], frozenset[Need]]:
-    """What a method needs with these options, and which of that its loss alone reads."""
+    """Return what a method needs with these options, and which of that its loss alone reads."""
     needed: set[Need] = {*needs}
     early: set[Need] = {*estimator_needs}
     if o.kl_coef:

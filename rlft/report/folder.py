@@ -17,12 +17,12 @@ from typing import Any
 
 import psutil
 
-from rlft.config import RunConfig
+from rlft.config import RESOLVED, RunConfig
 from rlft.data.disk import write_text
 from rlft.data.sources import BadRow
 from rlft.errors import ConfigError
 
-MARKER = "# The resolved run file of an rlft run.\n"
+MARKER = RESOLVED + "\n"
 STARTER = "# Started by process {} on {}.\n"
 
 
@@ -45,6 +45,7 @@ class RunFolder:
         folder = cls(Path(path))
         folder.check_free(config, overwrite)
         if folder._has_results():
+            folder.forget()  # of the run before this one, which was killed on the way to that
             folder.path.rename(folder.replaced)
         elif folder.config.exists():
             folder._clear()
@@ -61,6 +62,9 @@ class RunFolder:
                 results, or a run that another process is just starting.
         """
         self.restore()
+        if self.replaced.exists() and not self._has_results() and not overwrite:
+            told = "move it back, or remove it"
+            raise ConfigError(f"{str(self.replaced)!r} is an earlier run that was set aside by a start that did not come far; {told}")
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         here = f"run_dir {str(self.path)!r}"
@@ -69,7 +73,7 @@ class RunFolder:
         allow = "choose another run_dir, or allow overwriting (--overwrite, overwrite=True)"
         if overwrite:
             for key, needed in _needed(config):
-                if self.path.resolve() in Path(needed).resolve().parents:
+                if needed and self.path.resolve() in Path(needed).resolve().parents:
                     raise ConfigError(f"{here} holds {key} {needed!r}, so that overwriting it would remove that; choose another run_dir")
             return
         if self._has_results():
@@ -95,22 +99,40 @@ class RunFolder:
             shutil.rmtree(self.replaced)
 
     def restore(self) -> None:
-        """Bring back the earlier run that was set aside, where the one in its place has no result and nobody starts it."""
-        if self.replaced.exists() and not self._has_results() and not (self.config.exists() and _other_starter(self.config)):
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.replaced.rename(self.path)
+        """Bring back the earlier run that was set aside, where a start in its place left no result and is over.
+
+        What rlft did not write there moves along. Nothing is touched where that would replace something, or is no run's folder.
+        """
+        if not self.replaced.exists() or self._has_results():
+            return
+        if self.path.exists():
+            if not _is_run(self.config) or _other_starter(self.config):
+                return
+            theirs = [one for one in self.path.iterdir() if one not in self._written()]
+            if any((self.replaced / one.name).exists() for one in theirs):
+                return
+            self._clear()
+            for one in theirs:
+                one.rename(self.replaced / one.name)
+            self.path.rmdir()
+        self.replaced.rename(self.path)
 
     def _has_results(self) -> bool:
         return bool(self.rows()) or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     def _clear(self) -> None:
         """Remove what a failed start left. Anything that rlft did not write stays."""
-        for part in (self.metrics, self.summary, self.quarantine, self.alarms, self.ledger, self.first_attempts, self.config):
-            part.unlink(missing_ok=True)
-        for part in (self.rollouts, self.checkpoints, self.plots):
-            if part.exists():
+        for part in self._written():
+            if part.is_dir():
                 shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
+
+    def _written(self) -> tuple[Path, ...]:
+        """Everything that a run writes here."""
+        files = (self.metrics, self.summary, self.quarantine, self.alarms, self.ledger, self.first_attempts, self.config)
+        recorded = (self.path / "wandb", self.path / "tensorboard")
+        return (*files, self.rollouts, self.checkpoints, self.evaluations, self.plots, *recorded)
 
     @classmethod
     def resume(cls, path: str | Path, config: RunConfig) -> RunFolder:

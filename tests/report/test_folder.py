@@ -119,3 +119,36 @@ def test_what_the_run_needs_is_not_overwritten(tmp_path, key):
     with pytest.raises(ConfigError, match=rf"holds {key} .*overwriting it would remove that; choose another run_dir"):
         RunFolder.create(folder.path, rlft.config.validate(table), overwrite=True)
     assert (folder.path / "notes.txt").exists()
+
+
+def test_files_of_others_in_the_place_of_a_killed_start_are_never_removed(tmp_path):
+    earlier(tmp_path / "run")
+    new = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)  # killed here
+    (new.path / "later.txt").write_text("mine too")
+    (new.path / "wandb").mkdir()  # the start's own
+    new.restore()
+    assert {"notes.txt", "later.txt"} <= {path.name for path in new.path.iterdir()} and not new.replaced.exists()
+    assert not (new.path / "wandb").exists()
+
+
+@pytest.mark.parametrize("left", ["notes.txt", None])
+def test_where_it_cannot_come_back_nothing_is_touched_and_both_places_are_named(tmp_path, left):
+    earlier(tmp_path / "run")
+    new = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
+    if left:
+        (new.path / left).write_text("another of that name")
+    else:  # somebody else's folder stands in its place
+        new.config.unlink()
+        (new.path / "thesis.txt").write_text("years of work")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="is an earlier run that was set aside by a start that did not come far; move it back"):
+        RunFolder.create(tmp_path / "run", CONFIG)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_killed_at_its_first_result_can_be_overwritten_in_its_turn(tmp_path):
+    earlier(tmp_path / "run")
+    RunFolder.create(tmp_path / "run", CONFIG, overwrite=True).append_metrics({"step": 1, "second": 1.0})  # killed before `forget`
+    third = RunFolder.create(tmp_path / "run", CONFIG, overwrite=True)
+    third.restore()
+    assert third.rows() == [{"step": 1, "second": 1.0}]

@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import sys
 
+import cloudpickle
 import pytest
 from rich.console import Console
 
@@ -14,6 +16,8 @@ from rlft.report.screen import Screen
 from rlft.report.summary import show_samples
 from rlft.runs.check import Plan, check
 from rlft.types import Sampled, Task, TrajectoryInfo
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # grading processes need not import this file
 
 CLIPBOARD, RED, ABOVE, TITLE = "\x1b]52;c;cm0gLXJmIH4=\x07", "\x1b[31m", "\x9b2A", "\x1b]0;title\x1b\\"
 HOSTILE = f"a{CLIPBOARD}b{RED}c{ABOVE}d{TITLE}e\rf\x08g\u202eh[/bold][red]"
